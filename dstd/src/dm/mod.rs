@@ -1,0 +1,1 @@
+//! Wire helper: replace this file.

@@ -1,0 +1,65 @@
+//! What dstd needs of the kernel and of nodes, as two traits.
+//! Implemented by `real` (dm ioctls, netlink, NBD handshakes) and by `sim` (tests); called by reconcile and cli.
+//! The traits never decide anything: each method is one effect, and each refusal says why.
+
+pub mod real;
+mod types;
+
+use std::future::Future;
+use std::path::Path;
+
+use tokio::sync::mpsc;
+
+pub use types::*;
+
+use crate::nbd::uri::NbdUri;
+use crate::table::Line;
+use crate::units::{DeviceName, NodeName, Slot};
+
+/// Device-mapper and the family `dm-dst`. Methods block, but for milliseconds only;
+/// async callers put them on a blocking thread. Nothing here waits for a node's I/O except
+/// `suspend` with `Flush::Wait` and `remove`, which dm itself makes wait.
+pub trait Kernel: Send + Sync {
+    /// Every dm device of the machine, also those that aren't ours.
+    fn devices(&self) -> Result<Vec<ObservedDevice>, KernelError>;
+    /// Every node that some table names. Empty when the module isn't loaded.
+    fn nodes(&self) -> Result<Vec<ObservedNode>, KernelError>;
+    /// A local block device by path: number, size, read-only.
+    fn local_device(&self, path: &Path) -> Result<LocalDevice, KernelError>;
+
+    /// Makes an empty, suspended device.
+    fn create(&self, device: &DeviceName, uuid: &DmUuid, access: Access)
+    -> Result<(), KernelError>;
+    /// Puts a table into the inactive slot, replacing one that is there.
+    fn load(&self, device: &DeviceName, lines: &[Line], access: Access) -> Result<(), KernelError>;
+    /// Empties the inactive slot.
+    fn clear(&self, device: &DeviceName) -> Result<(), KernelError>;
+    fn suspend(&self, device: &DeviceName, flush: Flush) -> Result<(), KernelError>;
+    /// Swaps the inactive table in, if there is one, and lets I/O go on.
+    fn resume(&self, device: &DeviceName) -> Result<(), KernelError>;
+    fn remove(&self, device: &DeviceName) -> Result<(), KernelError>;
+
+    /// Hands sockets to the kernel; they are closed here also on failure. Answers with the node as it is then.
+    fn links_set(&self, links: LinksSet) -> Result<ObservedNode, KernelError>;
+    /// Drains (or cuts, with `force`) the links in these slots; no slot means all.
+    fn links_drop(&self, node: &NodeName, slots: &[Slot], force: bool) -> Result<(), KernelError>;
+    /// Changes how many links the node should have.
+    fn node_set(&self, node: &NodeName, wanted: u32) -> Result<(), KernelError>;
+    /// Fails everything that is queued or in flight on the node, now.
+    fn fail_pending(&self, node: &NodeName) -> Result<(), KernelError>;
+
+    /// Events from now on. Called once per loop; needs a tokio runtime. After `KernelEvent::Overflow`
+    /// the caller observes everything anew; when the channel closes it falls back to polling.
+    fn events(&self) -> Result<mpsc::Receiver<KernelEvent>, KernelError>;
+}
+
+/// The way to nodes: NBD connections and what they negotiate.
+pub trait Connector: Send + Sync + 'static {
+    /// What the export is; leaves no connection behind.
+    fn probe(&self, uri: &NbdUri) -> impl Future<Output = Result<Negotiated, ConnectError>> + Send;
+    /// One connection, past the handshake, ready for the kernel: TCP_NODELAY, keepalive and user timeout set.
+    fn connect(
+        &self,
+        uri: &NbdUri,
+    ) -> impl Future<Output = Result<Connection, ConnectError>> + Send;
+}

@@ -1,0 +1,2 @@
+//! Wire helper: replace this file (keep `uri::NbdUri`).
+pub mod uri;
