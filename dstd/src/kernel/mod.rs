@@ -2,6 +2,7 @@
 //! Implemented by `real` (dm ioctls, netlink, NBD handshakes) and by `sim` (tests); called by reconcile and cli.
 //! The traits never decide anything: each method is one effect, and each refusal says why.
 
+mod local;
 pub mod real;
 mod types;
 
@@ -10,6 +11,7 @@ use std::path::Path;
 
 use tokio::sync::mpsc;
 
+pub use local::local_device;
 pub use types::*;
 
 use crate::nbd::uri::NbdUri;
@@ -24,7 +26,7 @@ pub trait Kernel: Send + Sync {
     fn devices(&self) -> Result<Vec<ObservedDevice>, KernelError>;
     /// Every node that some table names. Empty when the module isn't loaded.
     fn nodes(&self) -> Result<Vec<ObservedNode>, KernelError>;
-    /// A local block device by path: number, size, read-only.
+    /// A local block device by path: number, size, read-only. The real one is `kernel::local_device`.
     fn local_device(&self, path: &Path) -> Result<LocalDevice, KernelError>;
 
     /// Makes an empty, suspended device.

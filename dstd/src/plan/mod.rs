@@ -1,2 +1,171 @@
 //! Compares what should exist with what does and lists the steps between them.
-//! Called by reconcile and cli. Pure: never talks to the kernel or a node.
+//! Called by reconcile and cli. Pure: never talks to the kernel or a node. The same input gives the same plan,
+//! and a plan that was carried out leaves an empty plan.
+
+mod compare;
+mod desired;
+mod device;
+mod node;
+mod show;
+
+use std::collections::{BTreeMap, BTreeSet};
+
+pub use compare::{Difference, compare};
+pub use desired::{Desired, DesiredNode, Undecided, desire};
+pub use node::missing_slots;
+
+use crate::kernel::{Access, DmUuid, Negotiated, ObservedDevice, ObservedNode};
+use crate::table::{Line, NodeFacts};
+use crate::units::{DeviceName, Generation, NodeName, Slot};
+
+/// What is there now.
+#[derive(Clone, Debug, Default)]
+pub struct Observed {
+    pub devices: Vec<ObservedDevice>,
+    pub nodes: BTreeMap<NodeName, ObservedNode>,
+    /// What nodes said when they were asked just now, or why they couldn't be.
+    pub probes: BTreeMap<NodeName, Result<Negotiated, String>>,
+}
+
+impl Observed {
+    pub fn device(&self, name: &DeviceName) -> Option<&ObservedDevice> {
+        self.devices.iter().find(|d| d.name == name.as_str())
+    }
+
+    /// A probe is newer than what the kernel was told when the links were made.
+    pub fn negotiated(&self, node: &NodeName) -> Option<&Negotiated> {
+        let probed = self.probes.get(node).and_then(|p| p.as_ref().ok());
+        probed.or_else(|| self.nodes.get(node)?.negotiated.as_ref())
+    }
+
+    pub fn node_facts(&self) -> BTreeMap<NodeName, NodeFacts> {
+        let names = self.probes.keys().chain(self.nodes.keys());
+        names
+            .filter_map(|n| Some((n.clone(), self.negotiated(n)?.into())))
+            .collect()
+    }
+}
+
+/// What the operator allows by name.
+#[derive(Clone, Debug, Default)]
+pub struct Allowed {
+    pub shrink: BTreeSet<DeviceName>,
+    pub other_data: BTreeSet<DeviceName>,
+    /// Remove devices of ours that no topology names.
+    pub prune: bool,
+}
+
+/// One effect.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Action {
+    Create {
+        device: DeviceName,
+        uuid: DmUuid,
+        access: Access,
+    },
+    Load {
+        device: DeviceName,
+        lines: Vec<Line>,
+        access: Access,
+    },
+    Clear {
+        device: DeviceName,
+    },
+    /// Always noflush: what is under way is pushed back, nothing is waited for.
+    Suspend {
+        device: DeviceName,
+    },
+    Resume {
+        device: DeviceName,
+    },
+    Remove {
+        device: DeviceName,
+    },
+    Connect(Connect),
+    SetWanted {
+        node: NodeName,
+        wanted: u32,
+    },
+}
+
+/// Gives a node the links it lacks.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Connect {
+    pub node: NodeName,
+    /// The slots that lack a link, as planned; looked at afresh when it is carried out.
+    pub slots: Vec<Slot>,
+    pub wanted: u32,
+    /// None: `auto`, decided by the address.
+    pub zero_copy: Option<bool>,
+    /// Links up to this generation count as missing: they are to be replaced.
+    pub replace: Option<Generation>,
+}
+
+impl Action {
+    /// The device it is about, if it is about one.
+    pub fn device(&self) -> Option<&DeviceName> {
+        match self {
+            Self::Create { device, .. }
+            | Self::Load { device, .. }
+            | Self::Clear { device }
+            | Self::Suspend { device }
+            | Self::Resume { device }
+            | Self::Remove { device } => Some(device),
+            Self::Connect(_) | Self::SetWanted { .. } => None,
+        }
+    }
+}
+
+/// An effect and its reason.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Step {
+    pub action: Action,
+    pub why: String,
+}
+
+/// A change that is not made, and what would allow it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refusal {
+    /// "device archive", "node beta".
+    pub subject: String,
+    pub reason: String,
+    /// The flag that allows it, where one does.
+    pub flag: Option<String>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Plan {
+    pub steps: Vec<Step>,
+    pub refusals: Vec<Refusal>,
+    /// What a person may want to know, and dstd does nothing about.
+    pub notes: Vec<String>,
+}
+
+impl Plan {
+    pub fn is_empty(&self) -> bool {
+        self.steps.is_empty() && self.refusals.is_empty()
+    }
+
+    fn refuse(&mut self, subject: String, reason: impl Into<String>, flag: Option<String>) {
+        let reason = reason.into();
+        self.refusals.push(Refusal {
+            subject,
+            reason,
+            flag,
+        });
+    }
+}
+
+/// The steps from what is to what should be, in the order in which they are safe:
+/// links for exports that grew, tables beside the live ones, links for new nodes, then the short pauses, then removals.
+pub fn plan(desired: &Desired, observed: &Observed, allowed: &Allowed) -> Plan {
+    let mut plan = Plan::default();
+    let mut devices = device::plan_devices(desired, observed, allowed, &mut plan);
+    let nodes = node::plan_nodes(desired, observed, &devices, &mut plan);
+    plan.steps.extend(nodes.before_tables);
+    plan.steps.append(&mut devices.tables);
+    plan.steps.extend(nodes.after_tables);
+    plan.steps.append(&mut devices.switches);
+    plan.steps.append(&mut devices.removals);
+    plan
+}

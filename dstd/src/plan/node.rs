@@ -1,0 +1,176 @@
+//! The steps of nodes: links that are missing, link counts that changed, exports that don't fit.
+//! Called by `plan`, and by reconcile to look once more before it connects. Pure.
+
+use std::collections::BTreeMap;
+
+use super::device::{DevicePlans, nodes_in};
+use super::{Action, Connect, Desired, DesiredNode, Observed, Plan, Step};
+use crate::kernel::{LinkState, ObservedNode};
+use crate::units::{Bytes, Generation, NodeName, Sectors, Slot};
+
+#[derive(Default)]
+pub struct NodePlans {
+    /// Links that tables to be loaded depend on: their exports grew.
+    pub before_tables: Vec<Step>,
+    pub after_tables: Vec<Step>,
+}
+
+/// The slots below `wanted` without a live link newer than `replace`.
+pub fn missing_slots(
+    node: Option<&ObservedNode>,
+    wanted: u32,
+    replace: Option<Generation>,
+) -> Vec<Slot> {
+    let counts = |slot: Slot| {
+        let links = node.map_or(&[][..], |n| &n.links);
+        links.iter().any(|link| {
+            link.slot == slot
+                && link.state == LinkState::Live
+                && replace.is_none_or(|old| link.generation > old)
+        })
+    };
+    (0..wanted)
+        .map(Slot)
+        .filter(|slot| !counts(*slot))
+        .collect()
+}
+
+pub fn plan_nodes(
+    desired: &Desired,
+    observed: &Observed,
+    devices: &DevicePlans,
+    plan: &mut Plan,
+) -> NodePlans {
+    let mut plans = NodePlans::default();
+    let needs = sizes_needed(devices);
+    let coming = nodes_in(&devices.extents);
+    for name in observed
+        .nodes
+        .keys()
+        .chain(coming.iter().filter(|n| !observed.nodes.contains_key(n)))
+    {
+        match desired.nodes.get(name) {
+            Some(node) => plan_node(
+                name,
+                *node,
+                observed,
+                needs.get(name).copied(),
+                plan,
+                &mut plans,
+            ),
+            None => plan.notes.push(format!(
+                "node {name} is named by a table and in no topology: dstd leaves it alone"
+            )),
+        }
+    }
+    plans
+}
+
+/// How large each node's export must be for the tables to be loaded.
+fn sizes_needed(devices: &DevicePlans) -> BTreeMap<NodeName, Sectors> {
+    let mut needs = BTreeMap::new();
+    for extent in &devices.extents {
+        let need: &mut Sectors = needs.entry(extent.node.clone()).or_default();
+        *need = (*need).max(extent.end().unwrap_or_default());
+    }
+    needs
+}
+
+fn plan_node(
+    name: &NodeName,
+    desired: DesiredNode,
+    observed: &Observed,
+    need: Option<Sectors>,
+    plan: &mut Plan,
+    plans: &mut NodePlans,
+) {
+    let node = observed.nodes.get(name);
+    if let Some(reason) = node.and_then(|node| misfit(node, observed)) {
+        let subject = format!("node {name}");
+        plan.refuse(subject, reason, None);
+        return;
+    }
+    let wanted = wanted(name, desired, observed, plan);
+    let grown = node.is_some_and(|node| node.live > 0 && must_reconnect(node, need));
+    let flipped = node.is_some_and(|node| {
+        node.live > 0 && desired.zero_copy.is_some() && node.zero_copy != desired.zero_copy
+    });
+    let replace = node
+        .filter(|_| grown || flipped)
+        .map(|node| node.generation);
+    let slots = missing_slots(node, wanted, replace);
+    if slots.is_empty() {
+        if let Some(node) = node.filter(|node| node.wanted != wanted) {
+            let why = format!("it has {} links, the topology wants {wanted}", node.wanted);
+            let node = name.clone();
+            let action = Action::SetWanted { node, wanted };
+            plans.after_tables.push(Step { action, why });
+        }
+        return;
+    }
+    let why = match (grown, flipped, node) {
+        (true, ..) => "its export grew, and a table needs the new size".to_owned(),
+        (_, true, _) => "its zero_copy setting changed".to_owned(),
+        (_, _, None) => "a new table names it".to_owned(),
+        (_, _, Some(node)) => format!("{} of {wanted} links are live", node.live.min(wanted)),
+    };
+    let connect = Connect {
+        node: name.clone(),
+        slots,
+        wanted,
+        zero_copy: desired.zero_copy,
+        replace,
+    };
+    let step = Step {
+        action: Action::Connect(connect),
+        why,
+    };
+    if grown {
+        plans.before_tables.push(step)
+    } else {
+        plans.after_tables.push(step)
+    }
+}
+
+/// More than one link only where the server says that they see each other's writes.
+fn wanted(name: &NodeName, desired: DesiredNode, observed: &Observed, plan: &mut Plan) -> u32 {
+    let single = observed
+        .negotiated(name)
+        .is_some_and(|n| !n.flags.multi_conn());
+    if single && desired.links > 1 {
+        plan.notes.push(format!(
+            "node {name} gets one link instead of {}: its server doesn't announce multi-conn",
+            desired.links
+        ));
+        return 1;
+    }
+    desired.links
+}
+
+/// Whether a table to be loaded reaches beyond the size that the kernel knows.
+fn must_reconnect(node: &ObservedNode, need: Option<Sectors>) -> bool {
+    let known = node.negotiated.as_ref().map_or(Bytes(0), |n| n.size);
+    need.and_then(Sectors::bytes)
+        .is_some_and(|need| need > known)
+}
+
+/// Why the export, as it was just probed, can't carry the tables that name the node.
+fn misfit(node: &ObservedNode, observed: &Observed) -> Option<String> {
+    let export = observed.probes.get(&node.name)?.as_ref().ok()?;
+    if export.size < node.need_size {
+        return Some(format!(
+            "its export has {} bytes, the live tables need {}: enlarge the export, or connect the right one",
+            export.size.0, node.need_size.0
+        ));
+    }
+    if node.need_block != 0 && export.min_block > node.need_block {
+        return Some(format!(
+            "it takes blocks of {} bytes and up, a live table has block_size {}: set the server to smaller blocks, or remake the device with `block_size: {}`",
+            export.min_block, node.need_block, export.min_block
+        ));
+    }
+    if node.need_write && export.flags.read_only() {
+        return Some("its export is read-only, and a live table writes to it: make the export writable, or remake the device with `read_only: true`".to_owned());
+    }
+    None
+}
