@@ -1,0 +1,45 @@
+#!/usr/bin/env bash
+# setup-host.sh [build|vm|modules]...: makes a bare Debian 12 able to build dstd (build), to run the test VM
+# (vm) and to build dm-dst.ko (modules); all three without an argument. Called by the Makefile and dst-vm.
+# Installs only what is missing, says so, and never touches the host's kernel.
+set -euo pipefail
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+# shellcheck source=scripts/lib.sh
+source "$here/lib.sh"
+
+RUST_NEEDED=1.88
+
+# A Rust toolchain on PATH (rustup's, Debian's) is used if it is new enough; else Debian's cargo-web and
+# rustc-web (bookworm-security), which put cargo and rustc into /usr/bin.
+setup_rust() {
+    local have
+    have=$(cargo --version 2>/dev/null | awk '{print $2}') || have=
+    if [[ -n $have ]] && printf '%s\n' "$RUST_NEEDED" "$have" | sort -V -C; then return 0; fi
+    [[ -z $have ]] || say "cargo $have is older than $RUST_NEEDED; taking Debian's cargo-web"
+    need "Rust $RUST_NEEDED or newer" cargo-web rustc-web
+    have=$(/usr/bin/cargo --version | awk '{print $2}')
+    printf '%s\n' "$RUST_NEEDED" "$have" | sort -V -C ||
+        die "Debian's cargo-web is $have, older than $RUST_NEEDED; is bookworm-security among the apt sources?"
+}
+
+setup_build() {
+    need "to build dstd" gcc libc6-dev make pkg-config libdevmapper-dev libclang-dev ca-certificates
+    setup_rust
+}
+
+setup_vm() {
+    need "to run the test VM" qemu-system-x86 qemu-utils mmdebstrap e2fsprogs kmod busybox-static cpio \
+        xz-utils zstd util-linux debian-archive-keyring
+}
+
+setup_modules() {
+    need "to build the kernel module" gcc make sparse kmod xz-utils zstd libelf1 mmdebstrap debian-archive-keyring
+}
+
+(($#)) || set -- build vm modules
+for part in "$@"; do
+    case $part in
+    build | vm | modules) "setup_$part" ;;
+    *) die "unknown part '$part': build, vm or modules" ;;
+    esac
+done

@@ -1,0 +1,199 @@
+//! Makes the disks of one VM: an overlay of the root, the kernel's modules, the payload (what is tested),
+//! the results and empty scratch disks; reads the results back. Called by main. All but the logs is
+//! thrown away after the run; the cached images are never written to.
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result};
+
+use crate::host::{Guest, Tree, tool};
+
+const SCRATCH_DISKS: usize = 4;
+const SCRATCH_BYTES: u64 = 3 << 30;
+const RESULTS_SIZE: &str = "512M";
+
+/// What the guest's agent is to do; it reads this from run.env on the payload.
+#[derive(Debug)]
+pub enum Mode {
+    Tests { filter: Vec<String> },
+    Demo,
+    Shell,
+}
+
+/// A disk as QEMU sees it; the guest knows it by its serial.
+#[derive(Debug)]
+pub struct Disk {
+    pub serial: String,
+    pub path: PathBuf,
+    pub format: &'static str,
+    pub read_only: bool,
+}
+
+#[derive(Debug)]
+pub struct Disks {
+    pub all: Vec<Disk>,
+    work: PathBuf,
+    results: PathBuf,
+}
+
+impl Disks {
+    pub fn make(tree: &Tree, guest: &Guest, out: &Path, mode: &Mode, debug: bool) -> Result<Self> {
+        let work = out.join("work");
+        for old in [&work, &out.join("logs")] {
+            if old.exists() {
+                fs::remove_dir_all(old).with_context(|| format!("removing {}", old.display()))?;
+            }
+        }
+        fs::create_dir_all(&work).with_context(|| format!("creating {}", work.display()))?;
+        let root = work.join("root.qcow2");
+        tool(
+            Command::new("qemu-img")
+                .args(["create", "-q", "-f", "qcow2", "-F", "raw", "-b"])
+                .arg(&guest.rootfs)
+                .arg(&root),
+        )?;
+        let modules = modules_image(guest, &work)?;
+        let payload = payload_image(tree, &work, mode, debug)?;
+        let results = work.join("results.ext4");
+        mke2fs(&results, "dst-results", None, RESULTS_SIZE)?;
+        let raw = |serial: &str, path: &Path, read_only| Disk {
+            serial: serial.to_owned(),
+            path: path.to_path_buf(),
+            format: "raw",
+            read_only,
+        };
+        let mut all = vec![
+            Disk { format: "qcow2", ..raw("root", &root, false) },
+            raw("modules", &modules, true),
+            raw("payload", &payload, true),
+            raw("results", &results, false),
+        ];
+        for n in 0..SCRATCH_DISKS {
+            let path = work.join(format!("scratch{n}.raw"));
+            let file = File::create(&path).with_context(|| format!("creating {}", path.display()))?;
+            file.set_len(SCRATCH_BYTES).with_context(|| format!("sizing {}", path.display()))?;
+            all.push(raw(&format!("scratch{n}"), &path, false));
+        }
+        Ok(Self { all, work, results })
+    }
+
+    /// Copies the guest's logs to OUT/logs. The guest may have died: its file system is repaired first.
+    pub fn bring_logs_home(&self, out: &Path) -> Result<()> {
+        // e2fsck exits with 1 after a repair, which is no failure here
+        Command::new("e2fsck")
+            .args(["-f", "-y"])
+            .arg(&self.results)
+            .output()
+            .context("running e2fsck")?;
+        tool(Command::new("debugfs").args(["-R", "rdump /logs ."]).arg(&self.results).current_dir(out))?;
+        Ok(())
+    }
+
+    pub fn remove(&self) -> Result<()> {
+        fs::remove_dir_all(&self.work).with_context(|| format!("removing {}", self.work.display()))
+    }
+}
+
+/// The kernel's modules with dm-dst.ko among them, so that `dmsetup` loads it by itself as on a real host.
+fn modules_image(guest: &Guest, work: &Path) -> Result<PathBuf> {
+    let stage = work.join("modules");
+    let image = work.join("modules.ext4");
+    let tree = stage.join("lib/modules").join(&guest.release);
+    fs::create_dir_all(&tree).with_context(|| format!("creating {}", tree.display()))?;
+    let from = guest.kernel_dir.join("lib/modules").join(&guest.release);
+    tool(Command::new("cp").args(["-a", "--reflink=auto", "-T"]).arg(&from).arg(&tree))?;
+    if let Some(module) = &guest.module {
+        let updates = tree.join("updates");
+        fs::create_dir_all(&updates).with_context(|| format!("creating {}", updates.display()))?;
+        fs::copy(module, updates.join("dm-dst.ko")).with_context(|| format!("copying {}", module.display()))?;
+        tool(Command::new("depmod").arg("-b").arg(&stage).arg(&guest.release))?;
+    }
+    mke2fs(&image, "dst-modules", Some(&stage.join("lib/modules")), "512M")?;
+    fs::remove_dir_all(&stage).with_context(|| format!("removing {}", stage.display()))?;
+    Ok(image)
+}
+
+/// What is tested: guest scripts, binaries, example tables, udev rules and systemd units.
+fn payload_image(tree: &Tree, work: &Path, mode: &Mode, debug: bool) -> Result<PathBuf> {
+    let stage = work.join("payload");
+    let image = work.join("payload.ext4");
+    for dir in ["tests", "bin", "udev", "systemd"] {
+        fs::create_dir_all(stage.join(dir)).with_context(|| format!("creating {}", stage.display()))?;
+    }
+    copy_tree(&tree.root.join("tests/vm"), &stage.join("tests/vm"))?;
+    copy_tree(&tree.root.join("dmsetup-tables"), &stage.join("dmsetup-tables"))?;
+    for dir in ["dm-target", "dstd", "udev", "systemd"] {
+        collect_system_files(&tree.root.join(dir), &stage)?;
+    }
+    copy_binaries(&tree.bin_dir(debug), &stage.join("bin"))?;
+    let env = match mode {
+        Mode::Tests { filter } => format!("MODE=tests\nFILTER='{}'\n", filter.join("\n").replace('\'', "")),
+        Mode::Demo => "MODE=demo\n".to_owned(),
+        Mode::Shell => "MODE=shell\n".to_owned(),
+    };
+    fs::write(stage.join("run.env"), env).context("writing run.env")?;
+    mke2fs(&image, "dst-payload", Some(&stage), "512M")?;
+    fs::remove_dir_all(&stage).with_context(|| format!("removing {}", stage.display()))?;
+    Ok(image)
+}
+
+fn copy_tree(from: &Path, to: &Path) -> Result<()> {
+    if from.is_dir() {
+        tool(Command::new("cp").args(["-a", "-T"]).arg(from).arg(to))?;
+    }
+    Ok(())
+}
+
+/// Every udev rule and systemd unit below `dir`, by its ending.
+fn collect_system_files(dir: &Path, stage: &Path) -> Result<()> {
+    if !dir.is_dir() {
+        return Ok(());
+    }
+    for entry in fs::read_dir(dir).with_context(|| format!("reading {}", dir.display()))? {
+        let path = entry?.path();
+        if path.is_dir() {
+            collect_system_files(&path, stage)?;
+            continue;
+        }
+        let kind = match path.extension().and_then(|e| e.to_str()) {
+            Some("rules") => "udev",
+            Some("service" | "target" | "socket" | "path" | "timer") => "systemd",
+            _ => continue,
+        };
+        if let Some(name) = path.file_name() {
+            let to = stage.join(kind).join(name);
+            fs::copy(&path, &to).with_context(|| format!("copying {}", path.display()))?;
+        }
+    }
+    Ok(())
+}
+
+/// The executables that cargo left at the top of its profile directory, but this program.
+fn copy_binaries(from: &Path, to: &Path) -> Result<()> {
+    use std::os::unix::fs::PermissionsExt;
+    if !from.is_dir() {
+        return Ok(());
+    }
+    for entry in fs::read_dir(from).with_context(|| format!("reading {}", from.display()))? {
+        let entry = entry?;
+        let meta = entry.metadata()?;
+        let name = entry.file_name();
+        let plain = !name.to_string_lossy().contains('.') && name != "dst-vm";
+        if meta.is_file() && meta.permissions().mode() & 0o111 != 0 && plain {
+            fs::copy(entry.path(), to.join(&name)).with_context(|| format!("copying {name:?}"))?;
+        }
+    }
+    Ok(())
+}
+
+fn mke2fs(image: &Path, label: &str, content: Option<&Path>, size: &str) -> Result<()> {
+    let mut command = Command::new("mke2fs");
+    command.args(["-q", "-F", "-t", "ext4", "-m", "0", "-E", "root_owner=0:0", "-L", label]);
+    if let Some(dir) = content {
+        command.arg("-d").arg(dir);
+    }
+    tool(command.arg(image).arg(size))?;
+    Ok(())
+}

@@ -1,0 +1,149 @@
+//! Finds the source tree and runs the scripts that fill the cache (kernel, rootfs, initrd, module).
+//! Called by main; owns paths, never what happens inside the VM.
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, Result, bail};
+
+use crate::SKIPPED;
+
+/// The source tree this program was built from.
+#[derive(Debug)]
+pub struct Tree {
+    pub root: PathBuf,
+    target: PathBuf,
+}
+
+impl Tree {
+    /// Looks upwards from this executable, then from the working directory.
+    pub fn find() -> Result<Self> {
+        let exe = std::env::current_exe().context("finding this executable")?;
+        let cwd = std::env::current_dir().context("finding the working directory")?;
+        let root = [&exe, &cwd]
+            .iter()
+            .flat_map(|start| start.ancestors())
+            .find(|dir| dir.join("tests/vm/agent.sh").is_file())
+            .map(Path::to_path_buf)
+            .context("no DST source tree above this executable or the working directory")?;
+        let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), PathBuf::from);
+        Ok(Self { root, target })
+    }
+
+    /// Where a kernel's results, logs and console go.
+    pub fn output_dir(&self, kernel: &str) -> PathBuf {
+        self.target.join("vm").join(kernel)
+    }
+
+    /// Where cargo put dstd and the test tools.
+    pub fn bin_dir(&self, debug: bool) -> PathBuf {
+        self.target.join(if debug { "debug" } else { "release" })
+    }
+
+    pub fn list_tests(&self, filter: &[String]) -> Result<()> {
+        let out = Command::new("bash")
+            .arg(self.root.join("tests/vm/list.sh"))
+            .stderr(Stdio::inherit())
+            .output()
+            .context("running tests/vm/list.sh")?;
+        if !out.status.success() {
+            bail!("tests/vm/list.sh failed: {}", out.status);
+        }
+        for line in String::from_utf8_lossy(&out.stdout).lines() {
+            let mut fields = line.split('\t');
+            let name = fields.next().unwrap_or_default();
+            if filter.is_empty() || filter.iter().any(|f| name.contains(f.as_str())) {
+                println!("{name:<44} {}", fields.next_back().unwrap_or_default());
+            }
+        }
+        Ok(())
+    }
+
+    fn script(&self, name: &str) -> Command {
+        let mut command = Command::new(self.root.join("scripts").join(name));
+        command.stderr(Stdio::inherit());
+        command
+    }
+}
+
+/// The cached pieces of a guest.
+#[derive(Debug)]
+pub struct Guest {
+    pub kernel_dir: PathBuf,
+    pub release: String,
+    pub initrd: PathBuf,
+    pub rootfs: PathBuf,
+    /// dm-dst.ko for this kernel, where it was asked for
+    pub module: Option<PathBuf>,
+}
+
+impl Guest {
+    /// Fills the cache through the scripts. None: this kernel can't be had here, and that was said loudly.
+    pub fn prepare(tree: &Tree, kernel: &str, with_module: bool) -> Result<Option<Self>> {
+        let setup = tree.script("setup-host.sh").arg("vm").status().context("running setup-host.sh")?;
+        if !setup.success() {
+            bail!("scripts/setup-host.sh vm failed: {setup}");
+        }
+        let Some(kernel_dir) = printed_path(tree.script("kernel.sh").arg(kernel))? else {
+            return Ok(None);
+        };
+        let module = if with_module {
+            match printed_path(tree.script("build-module.sh").arg(kernel))? {
+                Some(module) => Some(module),
+                None => return Ok(None),
+            }
+        } else {
+            None
+        };
+        let initrd = required_path(tree.script("initrd.sh").arg(&kernel_dir))?;
+        let rootfs = required_path(&mut tree.script("rootfs.sh"))?;
+        let release = fs::read_to_string(kernel_dir.join("release"))
+            .with_context(|| format!("reading {}/release", kernel_dir.display()))?
+            .trim()
+            .to_owned();
+        Ok(Some(Self { kernel_dir, release, initrd, rootfs, module }))
+    }
+}
+
+/// The path a script prints, or None when it exits with the status for "skipped".
+fn printed_path(command: &mut Command) -> Result<Option<PathBuf>> {
+    let out = command.output().with_context(|| format!("running {command:?}"))?;
+    if out.status.code() == Some(i32::from(SKIPPED)) {
+        return Ok(None);
+    }
+    if !out.status.success() {
+        bail!("{command:?} failed: {}", out.status);
+    }
+    let text = String::from_utf8_lossy(&out.stdout);
+    let path = PathBuf::from(text.lines().last().unwrap_or_default());
+    if !path.exists() {
+        bail!("{command:?} printed no path that exists: {text:?}");
+    }
+    Ok(Some(path))
+}
+
+fn required_path(command: &mut Command) -> Result<PathBuf> {
+    let shown = format!("{command:?}");
+    printed_path(command)?.with_context(|| format!("{shown} has no business skipping"))
+}
+
+/// Runs a host tool and fails with what it said.
+pub fn tool(command: &mut Command) -> Result<String> {
+    let out = command.output().with_context(|| format!("running {command:?}"))?;
+    if !out.status.success() {
+        bail!("{command:?} failed: {}\n{}", out.status, String::from_utf8_lossy(&out.stderr).trim());
+    }
+    Ok(String::from_utf8_lossy(&out.stdout).into_owned())
+}
+
+/// One VM per output directory: two runs of the same kernel would mix their logs.
+pub fn lock_dir(dir: &Path) -> Result<File> {
+    fs::create_dir_all(dir).with_context(|| format!("creating {}", dir.display()))?;
+    let file = File::create(dir.join("lock")).with_context(|| format!("opening {}/lock", dir.display()))?;
+    if file.try_lock().is_err() {
+        eprintln!("dst-vm: waiting for another run that uses {}", dir.display());
+        file.lock().with_context(|| format!("locking {}", dir.display()))?;
+    }
+    Ok(file)
+}

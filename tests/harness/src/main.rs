@@ -1,0 +1,133 @@
+//! dst-vm: boots a stock Debian kernel with our module and daemon in a throwaway VM and runs guest tests,
+//! the demo or a shell in it. Called by the Makefile and by developers; needs no root once the caches are
+//! filled. This file owns the command line and the exit status; it never touches the host's kernel.
+
+mod disks;
+mod host;
+mod protocol;
+mod qemu;
+mod supervise;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use clap::{Args, Parser, Subcommand};
+
+use crate::disks::{Disks, Mode};
+use crate::host::{Guest, Tree};
+use crate::qemu::Machine;
+
+/// What kernel.sh answers when Debian can't be asked for a kernel, and what we pass on: skipped, not passed.
+pub const SKIPPED: u8 = 77;
+
+#[derive(Parser)]
+#[command(name = "dst-vm", about = "Run DST's guest tests, demo or a shell in a throwaway VM")]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run the guest tests of tests/vm/cases and report each
+    Run {
+        #[command(flatten)]
+        common: Common,
+        /// Only tests whose name contains this text (repeat for more)
+        #[arg(long)]
+        filter: Vec<String>,
+        /// Only list the tests
+        #[arg(long)]
+        list: bool,
+        /// Give up on the whole VM after this many minutes
+        #[arg(long, default_value_t = 60)]
+        minutes: u64,
+    },
+    /// Run tests/vm/demo.sh in the guest and show its output as it comes
+    Demo {
+        #[command(flatten)]
+        common: Common,
+    },
+    /// Boot the guest with a root shell on this terminal (leave with `poweroff` or Ctrl-A X)
+    Shell {
+        #[command(flatten)]
+        common: Common,
+    },
+}
+
+#[derive(Args)]
+struct Common {
+    /// 6.1, 6.12 or sid
+    #[arg(long, default_value = "6.12")]
+    kernel: String,
+    /// Take dstd and the test tools from target/debug instead of target/release
+    #[arg(long)]
+    debug: bool,
+    /// Boot without dm-dst.ko (to work on the harness itself)
+    #[arg(long)]
+    no_module: bool,
+    /// Memory of the guest in MiB
+    #[arg(long, default_value_t = 2048)]
+    memory: u32,
+    /// CPUs of the guest
+    #[arg(long, default_value_t = 2)]
+    cpus: u32,
+}
+
+fn main() -> ExitCode {
+    match run(&Cli::parse().command) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("dst-vm: {error:#}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+fn run(command: &Command) -> Result<ExitCode> {
+    let tree = Tree::find()?;
+    match command {
+        Command::Run { list: true, filter, .. } => {
+            tree.list_tests(filter)?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Run { common, filter, minutes, .. } => {
+            let mode = Mode::Tests { filter: filter.clone() };
+            with_machine(&tree, common, &mode, |machine, out| {
+                let limit = Duration::from_secs(minutes * 60);
+                supervise::tests(machine, out, &common.kernel, limit)
+            })
+        }
+        Command::Demo { common } => {
+            with_machine(&tree, common, &Mode::Demo, |machine, out| supervise::demo(machine, out))
+        }
+        Command::Shell { common } => {
+            with_machine(&tree, common, &Mode::Shell, |machine, _| machine.interactive())
+        }
+    }
+}
+
+/// Gets everything a guest needs, runs `work` on it and brings the guest's logs home, whatever came out.
+fn with_machine(
+    tree: &Tree,
+    common: &Common,
+    mode: &Mode,
+    work: impl FnOnce(&Machine, &PathBuf) -> Result<ExitCode>,
+) -> Result<ExitCode> {
+    let Some(guest) = Guest::prepare(tree, &common.kernel, !common.no_module)? else {
+        return Ok(ExitCode::from(SKIPPED));
+    };
+    let out = tree.output_dir(&common.kernel);
+    let _lock = host::lock_dir(&out)?;
+    let disks = Disks::make(tree, &guest, &out, mode, common.debug)?;
+    let machine = Machine::new(guest, disks, &out, common.memory, common.cpus)?;
+    let result = work(&machine, &out);
+    machine.disks.bring_logs_home(&out).context("bringing the guest's logs home")?;
+    machine.disks.remove()?;
+    if matches!(mode, Mode::Tests { .. }) && !out.join("logs").is_dir() {
+        bail!("the guest left no logs; its console is in {}", out.join("console.log").display());
+    }
+    result
+}

@@ -1,0 +1,187 @@
+//! Watches a running VM: shows each test as it ends, restarts a VM that died or hangs (the disks keep their
+//! state, so the agent goes on with the next test) and counts the results. Called by main.
+
+use std::io::{BufRead, BufReader};
+use std::path::Path;
+use std::process::{Child, ExitCode};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+
+use crate::protocol::Message;
+use crate::qemu::{Accel, Machine};
+
+/// From power-on to the agent's first line; some 40 s under TCG on an idle host.
+const BOOT_LIMIT: Duration = Duration::from_secs(240);
+/// What a test may take beyond its own limit: diagnosis, cleanup, module reload.
+const GRACE: Duration = Duration::from_secs(180);
+/// About one boot in thirty dies early under TCG without a trace.
+const BOOT_TRIES: u32 = 4;
+const DEMO_LIMIT: Duration = Duration::from_secs(20 * 60);
+
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Tally {
+    passed: usize,
+    failed: usize,
+    skipped: usize,
+}
+
+/// How one life of the VM ended.
+enum End {
+    Done { status: u8 },
+    DiedInBoot,
+    DiedInTest(String),
+}
+
+pub fn tests(machine: &Machine, out: &Path, kernel: &str, limit: Duration) -> Result<ExitCode> {
+    let began = Instant::now();
+    announce(machine, "tests");
+    let mut report = Report::default();
+    let end = run_to_end(machine, began + limit, &mut |message| report.take(message, out));
+    let Report { mut tally, failures, .. } = report;
+    if let Err(error) = &end {
+        println!("FAIL vm: {error:#}");
+        tally.failed += 1;
+    }
+    for name in &failures {
+        println!("failed: {name}  (log: {}/logs/{name}.log)", out.display());
+    }
+    println!("kernel {kernel}, {}, {:.0} s, logs in {}", machine.guest.release, began.elapsed().as_secs_f32(), out.display());
+    println!("{} passed, {} failed, {} skipped", tally.passed, tally.failed, tally.skipped);
+    let good = tally.failed == 0 && tally.passed > 0;
+    Ok(if good { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+pub fn demo(machine: &Machine, _out: &Path) -> Result<ExitCode> {
+    announce(machine, "the demo");
+    let status = run_to_end(machine, Instant::now() + DEMO_LIMIT, &mut |message| match message {
+        Message::Output(line) => println!("{line}"),
+        Message::Fail { test, .. } => println!("FAIL {test}"),
+        Message::Why(text) => println!("    {text}"),
+        _ => {}
+    })?;
+    Ok(ExitCode::from(status))
+}
+
+fn announce(machine: &Machine, what: &str) {
+    let accel = match machine.accel {
+        Accel::Kvm => "KVM",
+        Accel::Tcg => "TCG",
+    };
+    println!("booting Linux {} under {accel} for {what}; console: {}", machine.guest.release, machine.console().display());
+}
+
+/// What the user sees of the tests, and the count.
+#[derive(Default)]
+struct Report {
+    tally: Tally,
+    failures: Vec<String>,
+}
+
+impl Report {
+    fn take(&mut self, message: &Message, out: &Path) {
+        match message {
+            Message::Ok { test, seconds } => {
+                self.tally.passed += 1;
+                println!("ok {test} {seconds}s");
+            }
+            Message::Fail { test, seconds } => {
+                self.tally.failed += 1;
+                self.failures.push(test.clone());
+                println!("FAIL {test} {seconds}s  ({}/logs/{test}.log)", out.display());
+            }
+            Message::Skip { test, why } => {
+                self.tally.skipped += 1;
+                println!("skip {test}: {why}");
+            }
+            Message::Why(text) => println!("    {text}"),
+            Message::Output(line) if !line.is_empty() => println!("  | {line}"),
+            _ => {}
+        }
+    }
+}
+
+/// Boots and reboots until the agent says that all is done; returns its status.
+fn run_to_end(machine: &Machine, deadline: Instant, show: &mut dyn FnMut(&Message)) -> Result<u8> {
+    let mut boots_failed = 0;
+    loop {
+        match one_life(machine, deadline, show)? {
+            End::Done { status } => return Ok(status),
+            End::DiedInBoot => {
+                boots_failed += 1;
+                if boots_failed == BOOT_TRIES {
+                    bail!("{BOOT_TRIES} boots died early; see {}", machine.console().display());
+                }
+                eprintln!("dst-vm: the boot died early, trying again ({boots_failed})");
+            }
+            End::DiedInTest(test) => {
+                boots_failed = 0;
+                eprintln!("dst-vm: the VM died or hung in {test}; booting again for the tests after it");
+            }
+        }
+    }
+}
+
+/// One QEMU process, from start to power-off, death or a missed deadline.
+fn one_life(machine: &Machine, vm_deadline: Instant, show: &mut dyn FnMut(&Message)) -> Result<End> {
+    let mut child = machine.boot()?;
+    let lines = read_lines(&mut child)?;
+    let mut running: Option<String> = None;
+    let mut booted = false;
+    let mut deadline = Instant::now() + BOOT_LIMIT;
+    let end = loop {
+        let left = deadline.min(vm_deadline).saturating_duration_since(Instant::now());
+        match lines.recv_timeout(left) {
+            Ok(message) => {
+                deadline = Instant::now() + allowance(&message);
+                match &message {
+                    Message::Boot(_) => booted = true,
+                    Message::Start { test, .. } => running = Some(test.clone()),
+                    Message::Done { status } => break Some(End::Done { status: *status }),
+                    Message::Reboot => booted = false,
+                    _ => {}
+                }
+                show(&message);
+            }
+            Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => break None,
+        }
+    };
+    // already gone is as good as killed
+    let _ = child.kill();
+    child.wait().context("waiting for QEMU")?;
+    match end {
+        Some(end) => Ok(end),
+        None if Instant::now() >= vm_deadline => {
+            bail!("the whole VM took too long{}", running.map(|t| format!(", in {t}")).unwrap_or_default())
+        }
+        None if booted => Ok(End::DiedInTest(running.unwrap_or_else(|| "no test".to_owned()))),
+        None => Ok(End::DiedInBoot),
+    }
+}
+
+/// How long the guest may be silent after a message.
+fn allowance(message: &Message) -> Duration {
+    match message {
+        Message::Start { limit, .. } => *limit + GRACE,
+        Message::Reboot => BOOT_LIMIT,
+        _ => GRACE,
+    }
+}
+
+fn read_lines(child: &mut Child) -> Result<Receiver<Message>> {
+    let stdout = child.stdout.take().context("QEMU has no standard output")?;
+    let (send, receive) = mpsc::channel();
+    thread::spawn(move || {
+        let mut reader = BufReader::new(stdout);
+        let mut line = Vec::new();
+        while reader.read_until(b'\n', &mut line).is_ok_and(|n| n > 0) {
+            if send.send(Message::parse(&String::from_utf8_lossy(&line))).is_err() {
+                return;
+            }
+            line.clear();
+        }
+    });
+    Ok(receive)
+}
