@@ -1,0 +1,117 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * The one place that knows kernels differ (6.1 … 7.2). Each shim names the
+ * version and commit that made it needed; compat/probe.sh finds out by
+ * compiling. Nothing else in dm-target tests for a kernel's age.
+ */
+#ifndef DMDST_COMPAT_H
+#define DMDST_COMPAT_H
+
+#include <linux/blkdev.h>
+#include <linux/bvec.h>
+#include <linux/device-mapper.h>
+#include <linux/net.h>
+#include <linux/netlink.h>
+#include <linux/uio.h>
+#include <net/sock.h>
+
+/* 6.5, 05bdb9965305: block modes got a type and names of their own. */
+#ifdef DMDST_HAVE_BLK_OPEN_WRITE
+#define DMDST_MODE_WRITE BLK_OPEN_WRITE
+#else
+#define DMDST_MODE_WRITE FMODE_WRITE
+#endif
+
+/*
+ * 6.2, 51c352bdbcd2: an extack text can be made at run time. Before it only
+ * constants can be told. (A macro, so the preprocessor may be asked.)
+ */
+#ifdef NL_SET_ERR_MSG_FMT
+#define DMDST_COMPAT_EXTACK_COPY(extack, text, constant) \
+	NL_SET_ERR_MSG_FMT(extack, "%s", text)
+#else
+#define DMDST_COMPAT_EXTACK_COPY(extack, text, constant) \
+	NL_SET_ERR_MSG(extack, constant)
+#endif
+
+/* 6.2, 98123866fcf3: sockets used in reclaim must leave task_frag alone. */
+static inline void dmdst_compat_no_task_frag(struct sock *sk)
+{
+#ifdef DMDST_HAVE_SK_USE_TASK_FRAG
+	sk->sk_use_task_frag = false;
+#endif
+}
+
+/*
+ * 6.11, 1122c0c1cc71: queue features live in the limits. A target without
+ * devices is given BLK_FEAT_POLL, which it can't keep: dm polls clones only.
+ */
+static inline void dmdst_compat_no_poll(struct queue_limits *limits)
+{
+#ifdef DMDST_HAVE_QUEUE_FEATURES
+	limits->features &= ~BLK_FEAT_POLL;
+#endif
+}
+
+/*
+ * Give @nr segments, from byte @skip on, to @sock. @splice: the pages may be
+ * kept by the socket. Returns the bytes taken or a negative errno; flags as
+ * for sendmsg.
+ */
+#ifdef DMDST_HAVE_KERNEL_SENDPAGE
+/* 6.5, dc97391e6610: before it pages are spliced one by one. */
+static inline ssize_t dmdst_compat_sendpages(struct socket *sock,
+					     struct bio_vec *bv, unsigned int nr,
+					     size_t skip, unsigned int flags)
+{
+	ssize_t sent = 0;
+	unsigned int i;
+
+	for (i = 0; i < nr; i++) {
+		size_t off = bv[i].bv_offset + skip;
+		size_t left = bv[i].bv_len;
+
+		if (skip >= left) {
+			skip -= left;
+			continue;
+		}
+		left -= skip;
+		skip = 0;
+		while (left) {
+			struct page *page = bv[i].bv_page + (off >> PAGE_SHIFT);
+			size_t len = min_t(size_t, left,
+					   PAGE_SIZE - offset_in_page(off));
+			bool last = i == nr - 1 && len == left;
+			int ret = kernel_sendpage(sock, page, offset_in_page(off), len,
+						  last ? flags : flags | MSG_MORE);
+
+			if (ret <= 0)
+				return sent ? sent : ret;
+			sent += ret;
+			off += ret;
+			left -= ret;
+		}
+	}
+	return sent;
+}
+#endif
+
+static inline ssize_t dmdst_compat_send(struct socket *sock, struct bio_vec *bv,
+					unsigned int nr, size_t skip, size_t bytes,
+					bool splice, unsigned int flags)
+{
+	struct msghdr msg = { .msg_flags = flags };
+
+	if (splice) {
+#ifdef DMDST_HAVE_KERNEL_SENDPAGE
+		return dmdst_compat_sendpages(sock, bv, nr, skip, flags);
+#else
+		msg.msg_flags |= MSG_SPLICE_PAGES;
+#endif
+	}
+	iov_iter_bvec(&msg.msg_iter, ITER_SOURCE, bv, nr, bytes);
+	iov_iter_advance(&msg.msg_iter, skip);
+	return sock_sendmsg(sock, &msg);
+}
+
+#endif /* DMDST_COMPAT_H */

@@ -1,0 +1,78 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * Loading and unloading of dm-dst.ko: the workqueues, the netlink family and
+ * the device-mapper target, in that order and back. Nothing else.
+ */
+#include <linux/module.h>
+#include "dm-dst.h"
+
+/*
+ * Three, because each must get on while workers of the others are busy, also
+ * when memory is short: a send may wait for room that a receive makes, and a
+ * lost link is taken down by cancelling both.
+ */
+struct workqueue_struct *dmdst_send_wq;
+struct workqueue_struct *dmdst_recv_wq;
+struct workqueue_struct *dmdst_down_wq;
+
+static void dmdst_destroy_workqueues(void)
+{
+	if (dmdst_down_wq)
+		destroy_workqueue(dmdst_down_wq);
+	if (dmdst_recv_wq)
+		destroy_workqueue(dmdst_recv_wq);
+	if (dmdst_send_wq)
+		destroy_workqueue(dmdst_send_wq);
+}
+
+static int dmdst_create_workqueues(void)
+{
+	const unsigned int flags = WQ_MEM_RECLAIM | WQ_HIGHPRI | WQ_UNBOUND;
+
+	dmdst_send_wq = alloc_workqueue("dmdst_send", flags, 0);
+	dmdst_recv_wq = alloc_workqueue("dmdst_recv", flags, 0);
+	dmdst_down_wq = alloc_workqueue("dmdst_down", WQ_MEM_RECLAIM | WQ_UNBOUND, 0);
+	if (dmdst_send_wq && dmdst_recv_wq && dmdst_down_wq)
+		return 0;
+	dmdst_destroy_workqueues();
+	return -ENOMEM;
+}
+
+static int __init dmdst_init(void)
+{
+	int ret;
+
+	ret = dmdst_create_workqueues();
+	if (ret)
+		return ret;
+	ret = dmdst_netlink_init();
+	if (ret)
+		goto err_workqueues;
+	ret = dmdst_target_register();
+	if (ret)
+		goto err_netlink;
+	return 0;
+
+err_netlink:
+	dmdst_netlink_exit();
+err_workqueues:
+	dmdst_destroy_workqueues();
+	return ret;
+}
+
+/* No table is left, so no node: only links whose sockets are being released. */
+static void __exit dmdst_exit(void)
+{
+	dmdst_target_unregister();
+	dmdst_netlink_exit();
+	dmdst_link_flush_gone();
+	dmdst_destroy_workqueues();
+}
+
+module_init(dmdst_init);
+module_exit(dmdst_exit);
+
+MODULE_DESCRIPTION(DM_NAME " target joining extents of remote nodes (NBD)");
+MODULE_AUTHOR("The DST authors");
+MODULE_LICENSE("GPL");
+MODULE_ALIAS("dm-dst");

@@ -1,0 +1,353 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * What the files of dm-dst.ko share: target (a table line), node, link and
+ * request, and who may call whom. Theory of operation: docs/design.md.
+ *
+ * Locks, outermost first:
+ *   dmdst_nodes_lock (mutex)	the registry of names
+ *   node->conf (mutex)		tables and netlink changing one node
+ *   node->lock (spin)		the node's state, queue and set of links
+ *   link->lock (spin)		the link's state, slots and byte counters
+ * Nothing that holds a spinlock here is called from softirq: the socket
+ * callbacks only queue work.
+ */
+#ifndef DM_DST_H
+#define DM_DST_H
+
+#include <linux/atomic.h>
+#include <linux/bio.h>
+#include <linux/bvec.h>
+#include <linux/device-mapper.h>
+#include <linux/kref.h>
+#include <linux/list.h>
+#include <linux/mutex.h>
+#include <linux/net.h>
+#include <linux/rcupdate.h>
+#include <linux/spinlock.h>
+#include <linux/workqueue.h>
+#include <linux/dm-dst.h>
+#include "nbd-wire.h"
+
+#define DM_MSG_PREFIX "dst"
+
+/* Requests in flight on one link. */
+#define DMDST_DEPTH		256
+/* Segments gathered into one send. */
+#define DMDST_TX_SEGMENTS	128
+/* Largest chunk of one TRIM or WRITE_ZEROES: what fits the wire's 32 bits. */
+#define DMDST_MAX_LENGTH	(U32_MAX & ~4095U)
+/* A reason fits one line of a log and one word of the status. */
+#define DMDST_REASON_MAX	96
+
+struct dmdst_node;
+struct dmdst_target;
+struct dmdst_link;
+
+/* ---- flush.c: waiting until a node's acknowledged writes are durable ---- */
+
+struct dmdst_sync {
+	struct list_head	list;	/* in the node's flush; node->lock */
+	u64			need;	/* writes that must be durable */
+	const struct dmdst_target *target; /* whose wait this is */
+	blk_status_t		status;
+	void			(*done)(struct dmdst_sync *sync);
+};
+
+/* ---- req.c: one request, from map to the end of its bio ---- */
+
+/*
+ *            ┌────────── HELD ──────────┐
+ *            ▼            ▲  │          ▼
+ *         QUEUED ─────────┤  │       ON_LINK
+ *      (node->queue)      │  ▼     (sendq, then a slot)
+ *                         │ DONE        │
+ *         SYNCING ────────┴─────────────┘
+ *    (write answered, its FLUSH is not)
+ *
+ * Only dmdst_req_move() changes the state. HELD means: in no list, owned by
+ * the function that has the pointer.
+ */
+enum dmdst_req_state {
+	DMDST_REQ_HELD,
+	DMDST_REQ_QUEUED,
+	DMDST_REQ_ON_LINK,
+	DMDST_REQ_SYNCING,
+	DMDST_REQ_DONE,
+	DMDST_REQ_NR_STATES,
+};
+
+/* dm's per-bio data; also the one FLUSH of each node (then bio is NULL). */
+struct dmdst_req {
+	struct list_head	list;	/* of whoever owns it, see the states */
+	struct bio		*bio;
+	struct dmdst_node	*node;
+	struct dmdst_target	*target; /* NULL for a node's FLUSH */
+	struct bvec_iter	iter;	/* data from this wire request on */
+	u64			offset;	/* bytes, on the node */
+	u64			left;	/* bytes, this wire request included */
+	u64			tx_start; /* link stream position of its header */
+	u64			tx_end;	/* and behind its last byte */
+	u32			len;	/* bytes of this wire request */
+	u16			cmd;
+	u16			slot;
+	enum dmdst_req_state	state;
+	blk_status_t		status;
+	bool			no_hole;
+	bool			fua;
+	bool			sync_after; /* FUA on a server without it */
+	bool			answered; /* before its last byte was sent */
+	struct dmdst_sync	sync;
+};
+
+void dmdst_req_init(struct dmdst_req *req, struct dmdst_node *node, u16 cmd);
+void dmdst_req_move(struct dmdst_req *req, enum dmdst_req_state to);
+void dmdst_req_end(struct dmdst_req *req, blk_status_t status);
+void dmdst_req_answered(struct dmdst_req *req);
+void dmdst_reqs_answered(struct list_head *reqs);
+bool dmdst_req_has_payload(const struct dmdst_req *req);
+
+/* ---- flush.c ---- */
+
+struct dmdst_flush {
+	struct list_head	waiting; /* for the next FLUSH */
+	struct list_head	joined;	/* covered by the one under way */
+	bool			busy;
+	u64			covers;	/* writes the one under way covers */
+	u64			durable; /* writes a FLUSH has covered */
+	atomic64_t		acked;	/* writes acknowledged */
+	struct dmdst_req	req;
+};
+
+void dmdst_flush_init(struct dmdst_node *node);
+void dmdst_flush_note_write(struct dmdst_node *node, bool durable);
+bool dmdst_flush_is_clean(struct dmdst_node *node);
+u64 dmdst_flush_dirty(struct dmdst_node *node);
+void dmdst_flush_wait(struct dmdst_node *node, struct dmdst_sync *sync);
+void dmdst_flush_done(struct dmdst_node *node, blk_status_t status);
+void dmdst_flush_push_back(struct dmdst_node *node,
+			   const struct dmdst_target *target);
+void dmdst_flush_fail(struct dmdst_node *node, blk_status_t status);
+
+/* ---- node.c ---- */
+
+/* What dstd learnt in the handshake. */
+struct dmdst_export {
+	u64			size;	/* bytes */
+	u32			flags;	/* NBDW_*: transmission flags */
+	u32			min_block; /* bytes, as the next two */
+	u32			pref_block;
+	u32			max_payload; /* 0: not known yet */
+	bool			zero_copy;
+};
+
+struct dmdst_node {
+	struct kref		ref;
+	struct hlist_node	hash;	/* dmdst_nodes_lock */
+	char			name[DMDST_NAME_MAX + 1];
+	unsigned int		users;	/* table lines; dmdst_nodes_lock */
+
+	struct mutex		conf;
+	struct list_head	uses;	/* conf */
+	bool			has_session; /* conf */
+	u8			session[DMDST_SESSION_LEN]; /* conf */
+	u32			generation; /* conf: the newest link's */
+
+	spinlock_t		lock;
+	enum dmdst_node_state	state;
+	bool			ever_live;
+	bool			dead;	/* no table names it any more */
+	char			reason[DMDST_REASON_MAX];
+	struct dmdst_export	export;	/* written under conf + lock */
+	unsigned int		wanted;
+	unsigned int		nr_live;
+	struct dmdst_link __rcu	*live[DMDST_SLOTS_MAX]; /* packed */
+	struct list_head	links;	/* until they are gone */
+	struct list_head	queue;	/* requests without a link */
+	bool			had_loss;
+	u64			reconnects; /* links up since the first loss */
+	struct dmdst_flush	flush;
+
+	atomic_t		queued;
+	atomic_t		on_link;
+	atomic64_t		errors;
+};
+
+/* A table line's use of a node, one for each node it names. */
+struct dmdst_use {
+	struct dmdst_node	*node;
+	struct dmdst_target	*target;
+	struct list_head	list;	/* node->uses */
+	u64			need_size; /* bytes: end of the furthest extent */
+	bool			not_yet_live; /* node->conf */
+	struct dmdst_sync	sync;	/* of the target's flush round */
+};
+
+/* What the table lines that name a node need of its export. */
+struct dmdst_need {
+	u64			size;	/* bytes: end of the furthest extent */
+	u32			block;	/* bytes: the smallest block_size */
+	bool			write;
+};
+
+struct dmdst_node *dmdst_node_get(const char *name, bool create);
+void dmdst_node_put(struct dmdst_node *node);
+void dmdst_node_unuse(struct dmdst_node *node);
+struct dmdst_node *dmdst_node_nth(unsigned long n);
+struct dmdst_need dmdst_node_need(struct dmdst_node *node);
+int dmdst_node_add_use(struct dmdst_use *use, char *reason);
+void dmdst_node_del_use(struct dmdst_use *use);
+bool dmdst_node_fits(struct dmdst_node *node, const struct dmdst_export *export,
+		     char *reason);
+void dmdst_node_refuse(struct dmdst_node *node, const char *reason);
+void dmdst_node_links_up(struct dmdst_node *node, struct list_head *fresh,
+			 const struct dmdst_export *export, unsigned int wanted);
+void dmdst_node_link_leaves(struct dmdst_link *link);
+void dmdst_node_link_gone(struct dmdst_link *link);
+void dmdst_node_set_wanted(struct dmdst_node *node, unsigned int wanted);
+void dmdst_node_submit(struct dmdst_req *req);
+void dmdst_node_push_back(struct dmdst_node *node, struct dmdst_target *target);
+void dmdst_node_drop_links(struct dmdst_node *node, u32 slots, bool force);
+void dmdst_node_fail_pending(struct dmdst_node *node);
+const char *dmdst_node_state_name(enum dmdst_node_state state);
+
+/* ---- link.c, send.c, recv.c ---- */
+
+struct dmdst_slot {
+	struct dmdst_req	*req;
+	u32			seq;	/* of its use: makes cookies unique */
+};
+
+/* The batch being sent. Owned by send_work but for what says link->lock. */
+struct dmdst_tx {
+	struct page		*headers; /* DMDST_DEPTH requests, by slot */
+	struct bio_vec		bv[DMDST_TX_SEGMENTS];
+	unsigned int		nr;
+	size_t			bytes;	/* in the batch */
+	size_t			skip;	/* of it, already taken by the socket */
+	bool			splice;
+	bool			payload; /* the batch has some */
+	bool			more;	/* another batch follows at once */
+	struct dmdst_req	*req;	/* partly gathered; link->lock */
+	struct bvec_iter	iter;	/* what of it is not gathered yet */
+	u64			gathered; /* stream position; link->lock */
+	u64			sent;	/* stream position; link->lock */
+	unsigned int		early;	/* answered before sent; link->lock */
+};
+
+/* Owned by recv_work. The state follows from the two counters. */
+struct dmdst_rx {
+	struct page		*page;	/* headers, and payload read too far */
+	unsigned int		have;	/* bytes in page, not parsed yet */
+	struct dmdst_req	*req;	/* whose payload is being read */
+	u32			got;	/* bytes of it */
+	u64			received;
+};
+
+struct dmdst_link {
+	struct kref		ref;
+	struct rcu_head		rcu;
+	struct list_head	list;	/* node->links; node->lock */
+	struct dmdst_node	*node;
+	struct socket		*sock;
+	u32			slot;	/* of the node */
+	u32			generation;
+
+	spinlock_t		lock;
+	enum dmdst_link_state	state;
+	int			err;	/* of the loss, positive */
+	const char		*why;
+	struct list_head	sendq;	/* no slot yet */
+	unsigned int		nr_free;
+	unsigned int		nr_reads; /* with a slot */
+	u16			free[DMDST_DEPTH];
+	struct dmdst_slot	slots[DMDST_DEPTH];
+
+	struct dmdst_tx		tx;
+	struct dmdst_rx		rx;
+
+	struct delayed_work	send_work;
+	struct work_struct	recv_work;
+	struct work_struct	down_work;
+
+	bool			fail_unsent; /* when lost: don't move it on */
+	bool			started; /* in its node; callbacks may queue work */
+	gfp_t			old_allocation;
+	void			(*old_data_ready)(struct sock *sk);
+	void			(*old_state_change)(struct sock *sk);
+	void			(*old_write_space)(struct sock *sk);
+};
+
+extern struct workqueue_struct *dmdst_send_wq;
+extern struct workqueue_struct *dmdst_recv_wq;
+extern struct workqueue_struct *dmdst_down_wq;
+
+struct dmdst_link *dmdst_link_create(struct dmdst_node *node, struct socket *sock,
+				     u32 slot, u32 generation, const char **why);
+int dmdst_link_check_socket(struct socket *sock, const char **why);
+void dmdst_link_discard(struct dmdst_link *link);
+void dmdst_link_start(struct dmdst_link *link);
+void dmdst_link_put(struct dmdst_link *link);
+bool dmdst_link_take(struct dmdst_link *link, struct dmdst_req *req);
+void dmdst_link_drain(struct dmdst_link *link);
+void dmdst_link_lose(struct dmdst_link *link, int err, const char *why);
+void dmdst_link_cut(struct dmdst_link *link, bool only_busy, const char *why);
+void dmdst_link_answered(struct dmdst_link *link, struct list_head *reqs);
+void dmdst_link_send_later(struct dmdst_link *link, unsigned long delay);
+void dmdst_link_free_slot(struct dmdst_link *link, struct dmdst_req *req);
+unsigned int dmdst_link_in_flight(struct dmdst_link *link);
+void dmdst_link_flush_gone(void);
+
+void dmdst_send_work(struct work_struct *work);
+void dmdst_send_disc(struct dmdst_link *link);
+void dmdst_recv_work(struct work_struct *work);
+bool dmdst_recv_some(struct dmdst_link *link);
+
+/* ---- target.c, table.c ---- */
+
+struct dmdst_extent {
+	sector_t		start;	/* in the line */
+	sector_t		len;
+	sector_t		offset;	/* on the node */
+	struct dmdst_use	*use;
+};
+
+struct dmdst_target {
+	struct dm_target	*ti;
+	unsigned int		block_size; /* bytes */
+	bool			read_only;
+	bool			no_discard;
+	bool			push_back; /* a noflush suspend is under way */
+
+	unsigned int		nr_extents;
+	struct dmdst_extent	*extents; /* by start */
+	unsigned int		nr_uses;
+	struct dmdst_use	**uses;	/* in order of first mention */
+
+	atomic_t		not_yet_live; /* uses; 0: ready */
+	struct work_struct	ready_work;
+
+	spinlock_t		round_lock; /* the flush round, see target.c */
+	bool			round_busy;
+	struct bio_list		round_next;
+	struct bio_list		round_now;
+	atomic_t		round_left;
+	blk_status_t		round_status;
+};
+
+int dmdst_table_parse(struct dmdst_target *t, unsigned int argc, char **argv);
+void dmdst_table_free(struct dmdst_target *t);
+struct dmdst_extent *dmdst_table_find(struct dmdst_target *t, sector_t sector);
+void dmdst_table_print(struct dmdst_target *t, char *result, unsigned int maxlen);
+int dmdst_target_register(void);
+void dmdst_target_unregister(void);
+void dmdst_target_node_is_live(struct dmdst_target *t);
+
+/* ---- netlink.c ---- */
+
+int dmdst_netlink_init(void);
+void dmdst_netlink_exit(void);
+void dmdst_netlink_node_event(struct dmdst_node *node);
+void dmdst_netlink_link_event(struct dmdst_link *link,
+			      enum dmdst_link_state state, int err, const char *why);
+
+#endif /* DM_DST_H */

@@ -1,0 +1,496 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * A link: one connected socket in a slot of a node, from the moment netlink
+ * hands it over until the socket is released. Owns the link's state, its
+ * request slots and the socket callbacks. send.c and recv.c move the bytes;
+ * node.c decides which link gets a request. Never sends or receives itself.
+ */
+#include <linux/file.h>
+#include <linux/sched/mm.h>
+#include <linux/tcp.h>
+#include <linux/wait.h>
+#include <net/inet_connection_sock.h>
+#include <net/sock.h>
+#include <net/tcp.h>
+#include "compat/compat.h"
+#include "dm-dst.h"
+
+#define DMDST_HEADERS_ORDER get_order(DMDST_DEPTH * sizeof(struct nbdw_request))
+
+static atomic_t dmdst_links_alive = ATOMIC_INIT(0);
+static DECLARE_WAIT_QUEUE_HEAD(dmdst_links_gone);
+
+/*
+ *   LIVE ──► DRAINING
+ *     │         │  (unanswered: 0)
+ *     └──► LOST ◄┘
+ *           │  socket released
+ *           ▼
+ *          GONE
+ */
+static const u8 dmdst_link_moves[] = {
+	[DMDST_LINK_LIVE]	= BIT(DMDST_LINK_DRAINING) | BIT(DMDST_LINK_LOST),
+	[DMDST_LINK_DRAINING]	= BIT(DMDST_LINK_LOST),
+	[DMDST_LINK_LOST]	= BIT(DMDST_LINK_GONE),
+	[DMDST_LINK_GONE]	= 0,
+};
+
+/* Returns false, and does nothing, where the move isn't legal (any more). */
+static bool dmdst_link_move(struct dmdst_link *link, enum dmdst_link_state to)
+{
+	lockdep_assert_held(&link->lock);
+	if (!(dmdst_link_moves[link->state] & BIT(to)))
+		return false;
+	link->state = to;
+	return true;
+}
+
+static void dmdst_link_release(struct kref *ref)
+{
+	struct dmdst_link *link = container_of(ref, struct dmdst_link, ref);
+
+	__free_pages(link->tx.headers, DMDST_HEADERS_ORDER);
+	__free_page(link->rx.page);
+	dmdst_node_put(link->node);
+	/* dmdst_node_submit() looks at links under RCU. */
+	kfree_rcu(link, rcu);
+}
+
+void dmdst_link_put(struct dmdst_link *link)
+{
+	kref_put(&link->ref, dmdst_link_release);
+}
+
+/* ---- the socket: checks, callbacks ---- */
+
+/* Of the kinds of socket that can carry a link; whose it is, is seen later. */
+int dmdst_link_check_socket(struct socket *sock, const char **why)
+{
+	struct sock *sk = sock->sk;
+	bool tcp = sk_is_tcp(sk);
+
+	if (sock->type != SOCK_STREAM || !(tcp || sk->sk_family == AF_UNIX)) {
+		*why = "only TCP and Unix stream sockets can be links";
+		return -EINVAL;
+	}
+	if (READ_ONCE(sk->sk_state) != TCP_ESTABLISHED) {
+		*why = "the socket is not connected";
+		return -ENOTCONN;
+	}
+	if (tcp && inet_csk(sk)->icsk_ulp_ops) {
+		*why = "the socket has an upper layer protocol that was not asked for";
+		return -EOPNOTSUPP;
+	}
+	return 0;
+}
+
+static void dmdst_link_data_ready(struct sock *sk)
+{
+	struct dmdst_link *link;
+
+	read_lock_bh(&sk->sk_callback_lock);
+	link = sk->sk_user_data;
+	if (link && READ_ONCE(link->started))
+		queue_work(dmdst_recv_wq, &link->recv_work);
+	read_unlock_bh(&sk->sk_callback_lock);
+}
+
+/* Reading finds out what happened, after what came before it. */
+static void dmdst_link_state_change(struct sock *sk)
+{
+	struct dmdst_link *link;
+
+	read_lock_bh(&sk->sk_callback_lock);
+	link = sk->sk_user_data;
+	if (link) {
+		if (READ_ONCE(link->started))
+			queue_work(dmdst_recv_wq, &link->recv_work);
+		link->old_state_change(sk);
+	}
+	read_unlock_bh(&sk->sk_callback_lock);
+}
+
+static void dmdst_link_write_space(struct sock *sk)
+{
+	struct dmdst_link *link;
+
+	read_lock_bh(&sk->sk_callback_lock);
+	link = sk->sk_user_data;
+	if (link && sk_stream_is_writeable(sk)) {
+		clear_bit(SOCK_NOSPACE, &link->sock->flags);
+		if (READ_ONCE(link->tx.skip) < READ_ONCE(link->tx.bytes))
+			mod_delayed_work(dmdst_send_wq, &link->send_work, 0);
+	}
+	read_unlock_bh(&sk->sk_callback_lock);
+}
+
+static bool dmdst_link_own_socket(struct dmdst_link *link)
+{
+	struct sock *sk = link->sock->sk;
+	bool free;
+
+	write_lock_bh(&sk->sk_callback_lock);
+	free = !sk->sk_user_data;
+	if (free) {
+		sk->sk_user_data = link;
+		link->old_data_ready = sk->sk_data_ready;
+		link->old_state_change = sk->sk_state_change;
+		link->old_write_space = sk->sk_write_space;
+		sk->sk_data_ready = dmdst_link_data_ready;
+		sk->sk_state_change = dmdst_link_state_change;
+		sk->sk_write_space = dmdst_link_write_space;
+	}
+	write_unlock_bh(&sk->sk_callback_lock);
+	if (!free)
+		return false;
+
+	/* Writing out memory may need this socket: it must not wait for memory. */
+	link->old_allocation = sk->sk_allocation;
+	sk->sk_allocation = GFP_NOIO;
+	dmdst_compat_no_task_frag(sk);
+	sk_set_memalloc(sk);
+	if (sk_is_tcp(sk))
+		tcp_sock_set_nodelay(sk);
+	return true;
+}
+
+static void dmdst_link_disown_socket(struct dmdst_link *link)
+{
+	struct sock *sk = link->sock->sk;
+
+	write_lock_bh(&sk->sk_callback_lock);
+	sk->sk_data_ready = link->old_data_ready;
+	sk->sk_state_change = link->old_state_change;
+	sk->sk_write_space = link->old_write_space;
+	sk->sk_user_data = NULL;
+	write_unlock_bh(&sk->sk_callback_lock);
+	sk_clear_memalloc(sk);
+	sk->sk_allocation = link->old_allocation;
+	/* Who took an old pointer under the socket's lock is done after this. */
+	lock_sock(sk);
+	release_sock(sk);
+}
+
+/* ---- the end ---- */
+
+/*
+ * What the socket still holds must not be sent any more: its pages belong to
+ * bios that end now. Aborting drops TCP's write queue; closing alone doesn't.
+ */
+static void dmdst_link_close_socket(struct dmdst_link *link)
+{
+	if (!link->err)
+		dmdst_send_disc(link);
+	else if (sk_is_tcp(link->sock->sk))
+		tcp_abort(link->sock->sk, ECONNABORTED);
+	kernel_sock_shutdown(link->sock, SHUT_RDWR);
+}
+
+static void dmdst_link_take_sendq(struct dmdst_link *link, struct list_head *unsent)
+{
+	struct dmdst_req *req;
+
+	lockdep_assert_held(&link->lock);
+	list_for_each_entry(req, &link->sendq, list)
+		dmdst_req_move(req, DMDST_REQ_HELD);
+	list_splice_tail_init(&link->sendq, unsent);
+}
+
+static void dmdst_link_collect(struct dmdst_link *link, struct list_head *unsent,
+			       struct list_head *in_flight)
+{
+	struct dmdst_req *req;
+	unsigned int i;
+
+	spin_lock(&link->lock);
+	dmdst_link_take_sendq(link, unsent);
+	for (i = 0; i < DMDST_DEPTH; i++) {
+		req = link->slots[i].req;
+		if (!req)
+			continue;
+		dmdst_link_free_slot(link, req);
+		if (req->tx_start >= link->tx.sent) {
+			list_add_tail(&req->list, unsent);
+			continue;
+		}
+		list_add_tail(&req->list, in_flight);
+	}
+	link->tx.req = NULL;
+	spin_unlock(&link->lock);
+}
+
+static void dmdst_submit_all(struct list_head *reqs)
+{
+	struct dmdst_req *req, *next;
+
+	list_for_each_entry_safe(req, next, reqs, list) {
+		list_del_init(&req->list);
+		dmdst_node_submit(req);
+	}
+}
+
+static void dmdst_fail_all(struct list_head *reqs)
+{
+	struct dmdst_req *req;
+
+	list_for_each_entry(req, reqs, list)
+		req->status = BLK_STS_TRANSPORT;
+	dmdst_reqs_answered(reqs);
+}
+
+/*
+ * Runs once a link, when it is lost or drained. A request whose first byte
+ * the socket never took goes to another link; one in flight is failed: until
+ * there are fences nobody knows whether the server will still apply it.
+ */
+static void dmdst_link_down_work(struct work_struct *work)
+{
+	struct dmdst_link *link = container_of(work, struct dmdst_link, down_work);
+	unsigned int noreclaim = memalloc_noreclaim_save();
+	LIST_HEAD(unsent);
+	LIST_HEAD(in_flight);
+
+	dmdst_node_link_leaves(link);
+	dmdst_link_disown_socket(link);
+	cancel_delayed_work_sync(&link->send_work);
+	cancel_work_sync(&link->recv_work);
+
+	/* Answers that came before the loss are good answers. */
+	while (link->err != EPROTO && dmdst_recv_some(link))
+		cond_resched();
+
+	dmdst_link_close_socket(link);
+	dmdst_link_collect(link, &unsent, &in_flight);
+	dmdst_fail_all(&in_flight);
+	if (link->fail_unsent)
+		dmdst_fail_all(&unsent);
+	else
+		dmdst_submit_all(&unsent);
+
+	spin_lock(&link->lock);
+	dmdst_link_move(link, DMDST_LINK_GONE);
+	spin_unlock(&link->lock);
+	sockfd_put(link->sock);
+	dmdst_node_link_gone(link);
+	dmdst_link_put(link);
+	memalloc_noreclaim_restore(noreclaim);
+
+	if (atomic_dec_and_test(&dmdst_links_alive))
+		wake_up_all(&dmdst_links_gone);
+}
+
+/* For the module's exit: no link, and no callback into our code, is left. */
+void dmdst_link_flush_gone(void)
+{
+	wait_event(dmdst_links_gone, !atomic_read(&dmdst_links_alive));
+	synchronize_net();
+}
+
+/* Any context that may take link->lock. Positive @err; 0 is an orderly end. */
+void dmdst_link_lose(struct dmdst_link *link, int err, const char *why)
+{
+	bool first;
+
+	spin_lock(&link->lock);
+	first = dmdst_link_move(link, DMDST_LINK_LOST);
+	if (first) {
+		link->err = err;
+		link->why = why;
+	}
+	spin_unlock(&link->lock);
+
+	if (!first)
+		return;
+	if (err)
+		DMWARN("node %s: link %u generation %u lost: %s (%d)",
+		       link->node->name, link->slot, link->generation, why, -err);
+	queue_work(dmdst_down_wq, &link->down_work);
+}
+
+static bool dmdst_link_is_idle(struct dmdst_link *link)
+{
+	lockdep_assert_held(&link->lock);
+	return link->nr_free == DMDST_DEPTH && list_empty(&link->sendq);
+}
+
+/* No new requests from here on; ends by itself when all are answered. */
+void dmdst_link_drain(struct dmdst_link *link)
+{
+	LIST_HEAD(unsent);
+	bool idle = false;
+
+	spin_lock(&link->lock);
+	if (dmdst_link_move(link, DMDST_LINK_DRAINING)) {
+		dmdst_link_take_sendq(link, &unsent);
+		idle = dmdst_link_is_idle(link);
+	}
+	spin_unlock(&link->lock);
+
+	dmdst_submit_all(&unsent);
+	if (idle)
+		dmdst_link_lose(link, 0, "drained");
+}
+
+/*
+ * Ends the link now. What it carries fails, the unsent too; with @only_busy a
+ * link that carries nothing stays.
+ */
+void dmdst_link_cut(struct dmdst_link *link, bool only_busy, const char *why)
+{
+	bool idle;
+
+	spin_lock(&link->lock);
+	idle = dmdst_link_is_idle(link);
+	if (!idle)
+		link->fail_unsent = true;
+	spin_unlock(&link->lock);
+
+	if (!idle)
+		dmdst_link_lose(link, ECANCELED, why);
+	else if (!only_busy)
+		dmdst_link_lose(link, 0, why);
+}
+
+/* ---- requests and slots ---- */
+
+/* False: the link takes no more. */
+bool dmdst_link_take(struct dmdst_link *link, struct dmdst_req *req)
+{
+	bool taken;
+
+	spin_lock(&link->lock);
+	taken = link->state == DMDST_LINK_LIVE;
+	if (taken) {
+		dmdst_req_move(req, DMDST_REQ_ON_LINK);
+		list_add_tail(&req->list, &link->sendq);
+		/* Under the lock: after LOST nothing may queue this work. */
+		queue_delayed_work(dmdst_send_wq, &link->send_work, 0);
+	}
+	spin_unlock(&link->lock);
+	return taken;
+}
+
+void dmdst_link_free_slot(struct dmdst_link *link, struct dmdst_req *req)
+{
+	lockdep_assert_held(&link->lock);
+	if (req->cmd == NBDW_CMD_READ)
+		link->nr_reads--;
+	link->slots[req->slot].req = NULL;
+	link->free[link->nr_free++] = req->slot;
+	dmdst_req_move(req, DMDST_REQ_HELD);
+
+	if (!list_empty(&link->sendq) && link->state != DMDST_LINK_LOST)
+		queue_delayed_work(dmdst_send_wq, &link->send_work, 0);
+}
+
+/* Ends what was answered; the last answer ends a draining link, too. */
+void dmdst_link_answered(struct dmdst_link *link, struct list_head *reqs)
+{
+	bool drained;
+
+	if (list_empty(reqs))
+		return;
+	dmdst_reqs_answered(reqs);
+
+	spin_lock(&link->lock);
+	drained = link->state == DMDST_LINK_DRAINING && dmdst_link_is_idle(link);
+	spin_unlock(&link->lock);
+	if (drained)
+		dmdst_link_lose(link, 0, "drained");
+}
+
+void dmdst_link_send_later(struct dmdst_link *link, unsigned long delay)
+{
+	spin_lock(&link->lock);
+	/* After LOST nothing may queue this work. */
+	if (link->state != DMDST_LINK_LOST)
+		queue_delayed_work(dmdst_send_wq, &link->send_work, delay);
+	spin_unlock(&link->lock);
+}
+
+unsigned int dmdst_link_in_flight(struct dmdst_link *link)
+{
+	return DMDST_DEPTH - READ_ONCE(link->nr_free);
+}
+
+/* ---- making one ---- */
+
+static void dmdst_link_init(struct dmdst_link *link)
+{
+	unsigned int i;
+
+	kref_init(&link->ref);
+	INIT_LIST_HEAD(&link->list);
+	INIT_LIST_HEAD(&link->sendq);
+	spin_lock_init(&link->lock);
+	INIT_DELAYED_WORK(&link->send_work, dmdst_send_work);
+	INIT_WORK(&link->recv_work, dmdst_recv_work);
+	INIT_WORK(&link->down_work, dmdst_link_down_work);
+	link->state = DMDST_LINK_LIVE;
+	for (i = 0; i < DMDST_DEPTH; i++)
+		link->free[i] = DMDST_DEPTH - 1 - i;
+	link->nr_free = DMDST_DEPTH;
+}
+
+/*
+ * Takes over the caller's reference to @sock if it succeeds. The link does
+ * nothing until dmdst_link_start(); dmdst_link_discard() undoes it before.
+ */
+struct dmdst_link *dmdst_link_create(struct dmdst_node *node, struct socket *sock,
+				     u32 slot, u32 generation, const char **why)
+{
+	struct dmdst_link *link;
+	int ret = -ENOMEM;
+
+	*why = "out of memory";
+	link = kzalloc(sizeof(*link), GFP_KERNEL);
+	if (!link)
+		return ERR_PTR(ret);
+	dmdst_link_init(link);
+	link->slot = slot;
+	link->generation = generation;
+	link->sock = sock;
+
+	link->tx.headers = alloc_pages(GFP_KERNEL | __GFP_COMP, DMDST_HEADERS_ORDER);
+	if (!link->tx.headers)
+		goto err_free;
+	link->rx.page = alloc_page(GFP_KERNEL);
+	if (!link->rx.page)
+		goto err_headers;
+
+	kref_get(&node->ref);
+	link->node = node;
+
+	ret = -EBUSY;
+	*why = "the socket belongs to somebody already";
+	if (!dmdst_link_own_socket(link))
+		goto err_node;
+
+	atomic_inc(&dmdst_links_alive);
+	return link;
+
+err_node:
+	dmdst_node_put(node);
+	__free_page(link->rx.page);
+err_headers:
+	__free_pages(link->tx.headers, DMDST_HEADERS_ORDER);
+err_free:
+	kfree(link);
+	return ERR_PTR(ret);
+}
+
+/* A link that was never started. The caller keeps its socket. */
+void dmdst_link_discard(struct dmdst_link *link)
+{
+	dmdst_link_disown_socket(link);
+	dmdst_link_put(link);
+	if (atomic_dec_and_test(&dmdst_links_alive))
+		wake_up_all(&dmdst_links_gone);
+}
+
+/* What came before the callbacks were ours must be read, too. */
+void dmdst_link_start(struct dmdst_link *link)
+{
+	WRITE_ONCE(link->started, true);
+	queue_work(dmdst_recv_wq, &link->recv_work);
+}

@@ -1,0 +1,619 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * Nodes: the registry of names, each node's state, its set of live links and
+ * the queue of requests that wait for one. A node exists while a table line
+ * names it. Called by target.c (use, submit), netlink.c (links) and link.c
+ * (loss). Never touches a socket, never looks into a request's data.
+ */
+#include <linux/hashtable.h>
+#include <linux/rculist.h>
+#include <linux/slab.h>
+#include <linux/stringhash.h>
+#include "dm-dst.h"
+
+static DEFINE_MUTEX(dmdst_nodes_lock);
+static DEFINE_HASHTABLE(dmdst_nodes, 8);
+
+/* ---- state ---- */
+
+/*
+ *   WAITING ──────► LIVE ◄──► DEGRADED
+ *      │  ▲           │           │
+ *      ▼  │           └──► LOST ◄─┘      LOST, FAILED and MISMATCH go to
+ *   MISMATCH ◄──────────────┤            LIVE or DEGRADED when links that
+ *         ▲                 ▼            fit come
+ *         └───────────── FAILED
+ */
+#define TO(state) BIT(DMDST_NODE_##state)
+static const u8 dmdst_node_moves[] = {
+	[DMDST_NODE_WAITING]	= TO(LIVE) | TO(DEGRADED) | TO(MISMATCH),
+	[DMDST_NODE_LIVE]	= TO(DEGRADED) | TO(LOST),
+	[DMDST_NODE_DEGRADED]	= TO(LIVE) | TO(LOST),
+	[DMDST_NODE_LOST]	= TO(LIVE) | TO(DEGRADED) | TO(MISMATCH) | TO(FAILED),
+	[DMDST_NODE_FAILED]	= TO(LIVE) | TO(DEGRADED) | TO(MISMATCH),
+	[DMDST_NODE_MISMATCH]	= TO(LIVE) | TO(DEGRADED),
+};
+
+#undef TO
+
+const char *dmdst_node_state_name(enum dmdst_node_state state)
+{
+	static const char * const names[] = {
+		[DMDST_NODE_WAITING]	= "waiting",
+		[DMDST_NODE_LIVE]	= "live",
+		[DMDST_NODE_DEGRADED]	= "degraded",
+		[DMDST_NODE_LOST]	= "lost",
+		[DMDST_NODE_FAILED]	= "failed",
+		[DMDST_NODE_MISMATCH]	= "mismatch",
+	};
+
+	return names[state];
+}
+
+/* The one place a node's state changes. True: it did, tell the listeners. */
+static bool dmdst_node_set_state(struct dmdst_node *node,
+				 enum dmdst_node_state to, const char *reason)
+{
+	lockdep_assert_held(&node->lock);
+	strscpy(node->reason, reason ?: "", sizeof(node->reason));
+	if (node->state == to)
+		return false;
+	if (WARN_ON_ONCE(!(dmdst_node_moves[node->state] & BIT(to))))
+		return false;
+	WRITE_ONCE(node->state, to);
+	return true;
+}
+
+/* Derives the state from the links that are live. */
+static bool dmdst_node_update_state(struct dmdst_node *node, const char *reason)
+{
+	lockdep_assert_held(&node->lock);
+	if (node->nr_live >= node->wanted && node->nr_live)
+		return dmdst_node_set_state(node, DMDST_NODE_LIVE, NULL);
+	if (node->nr_live)
+		return dmdst_node_set_state(node, DMDST_NODE_DEGRADED, reason);
+	if (node->state == DMDST_NODE_LIVE || node->state == DMDST_NODE_DEGRADED)
+		return dmdst_node_set_state(node, DMDST_NODE_LOST, reason);
+	return false;
+}
+
+/* ---- the registry ---- */
+
+static struct dmdst_node *dmdst_node_find(const char *name)
+{
+	struct dmdst_node *node;
+
+	lockdep_assert_held(&dmdst_nodes_lock);
+	hash_for_each_possible(dmdst_nodes, node, hash,
+			       full_name_hash(NULL, name, strlen(name)))
+		if (!strcmp(node->name, name))
+			return node;
+	return NULL;
+}
+
+static struct dmdst_node *dmdst_node_create(const char *name)
+{
+	struct dmdst_node *node = kzalloc(sizeof(*node), GFP_KERNEL);
+
+	if (!node)
+		return NULL;
+	kref_init(&node->ref);
+	strscpy(node->name, name, sizeof(node->name));
+	mutex_init(&node->conf);
+	INIT_LIST_HEAD(&node->uses);
+	spin_lock_init(&node->lock);
+	node->state = DMDST_NODE_WAITING;
+	node->wanted = 1;
+	INIT_LIST_HEAD(&node->links);
+	INIT_LIST_HEAD(&node->queue);
+	dmdst_flush_init(node);
+	hash_add(dmdst_nodes, &node->hash, full_name_hash(NULL, name, strlen(name)));
+	return node;
+}
+
+/* With @create the reference is a use: give it back with dmdst_node_unuse(). */
+struct dmdst_node *dmdst_node_get(const char *name, bool create)
+{
+	struct dmdst_node *node;
+
+	mutex_lock(&dmdst_nodes_lock);
+	node = dmdst_node_find(name);
+	if (node)
+		kref_get(&node->ref);
+	else if (create)
+		node = dmdst_node_create(name);
+	if (node && create)
+		node->users++;
+	mutex_unlock(&dmdst_nodes_lock);
+	return node;
+}
+
+/* The @n-th node with a reference, or NULL: for dumps. */
+struct dmdst_node *dmdst_node_nth(unsigned long n)
+{
+	struct dmdst_node *node, *found = NULL;
+	unsigned int bucket;
+
+	mutex_lock(&dmdst_nodes_lock);
+	hash_for_each(dmdst_nodes, bucket, node, hash) {
+		if (n--)
+			continue;
+		kref_get(&node->ref);
+		found = node;
+		break;
+	}
+	mutex_unlock(&dmdst_nodes_lock);
+	return found;
+}
+
+static void dmdst_node_release(struct kref *ref)
+{
+	struct dmdst_node *node = container_of(ref, struct dmdst_node, ref);
+
+	WARN_ON_ONCE(!list_empty(&node->queue) || !list_empty(&node->links));
+	kfree(node);
+}
+
+void dmdst_node_put(struct dmdst_node *node)
+{
+	kref_put(&node->ref, dmdst_node_release);
+}
+
+/* The links of @node that are in @slots, each with a reference. */
+static unsigned int dmdst_node_hold_links(struct dmdst_node *node, u32 slots,
+					  struct dmdst_link **held)
+{
+	struct dmdst_link *link;
+	unsigned int nr = 0;
+
+	lockdep_assert_held(&node->lock);
+	for (unsigned int i = 0; i < node->nr_live; i++) {
+		link = rcu_dereference_protected(node->live[i],
+						 lockdep_is_held(&node->lock));
+		if (!(slots & BIT(link->slot)))
+			continue;
+		kref_get(&link->ref);
+		held[nr++] = link;
+	}
+	return nr;
+}
+
+/* Also those that drain. With @only_busy, links that carry nothing stay. */
+static void dmdst_node_cut_links(struct dmdst_node *node, bool only_busy,
+				 const char *why)
+{
+	struct dmdst_link *link;
+
+	spin_lock(&node->lock);
+	list_for_each_entry(link, &node->links, list)
+		dmdst_link_cut(link, only_busy, why);
+	spin_unlock(&node->lock);
+}
+
+/* A table line lets go; with the last one the node and its links end. */
+void dmdst_node_unuse(struct dmdst_node *node)
+{
+	bool last;
+
+	mutex_lock(&dmdst_nodes_lock);
+	last = !--node->users;
+	if (last)
+		hash_del(&node->hash);
+	mutex_unlock(&dmdst_nodes_lock);
+
+	if (last) {
+		mutex_lock(&node->conf);
+		spin_lock(&node->lock);
+		node->dead = true;
+		spin_unlock(&node->lock);
+		/* Only the node's own FLUSH can be left in queue and links. */
+		dmdst_node_fail_pending(node);
+		dmdst_node_cut_links(node, false, "no table names the node any more");
+		mutex_unlock(&node->conf);
+	}
+	dmdst_node_put(node);
+}
+
+/* ---- does the export fit the lines that use it? ---- */
+
+static bool dmdst_use_fits(const struct dmdst_use *use,
+			   const struct dmdst_export *export, char *reason)
+{
+	const struct dmdst_target *t = use->target;
+
+	if (export->size < use->need_size)
+		snprintf(reason, DMDST_REASON_MAX,
+			 "the export has %llu bytes, its extents need %llu",
+			 export->size, use->need_size);
+	else if (export->min_block > t->block_size)
+		snprintf(reason, DMDST_REASON_MAX,
+			 "the export's minimum block is %u bytes, the line's block_size %u",
+			 export->min_block, t->block_size);
+	else if (export->max_payload < t->block_size)
+		snprintf(reason, DMDST_REASON_MAX,
+			 "the export takes %u bytes at most, the line's block_size is %u",
+			 export->max_payload, t->block_size);
+	else if (export->flags & NBDW_READ_ONLY && !t->read_only)
+		snprintf(reason, DMDST_REASON_MAX,
+			 "the export is read-only, the line lacks read_only");
+	else
+		return true;
+	return false;
+}
+
+bool dmdst_node_fits(struct dmdst_node *node, const struct dmdst_export *export,
+		     char *reason)
+{
+	struct dmdst_use *use;
+
+	lockdep_assert_held(&node->conf);
+	list_for_each_entry(use, &node->uses, list)
+		if (!dmdst_use_fits(use, export, reason))
+			return false;
+	return true;
+}
+
+/* A use of a node that is live must fit it; else the node finds out later. */
+int dmdst_node_add_use(struct dmdst_use *use, char *reason)
+{
+	struct dmdst_node *node = use->node;
+	int ret = 0;
+
+	mutex_lock(&node->conf);
+	if (READ_ONCE(node->nr_live) && !dmdst_use_fits(use, &node->export, reason)) {
+		ret = -EINVAL;
+	} else {
+		use->not_yet_live = !node->ever_live;
+		if (use->not_yet_live)
+			atomic_inc(&use->target->not_yet_live);
+		list_add_tail(&use->list, &node->uses);
+	}
+	mutex_unlock(&node->conf);
+	return ret;
+}
+
+void dmdst_node_del_use(struct dmdst_use *use)
+{
+	mutex_lock(&use->node->conf);
+	list_del_init(&use->list);
+	mutex_unlock(&use->node->conf);
+}
+
+struct dmdst_need dmdst_node_need(struct dmdst_node *node)
+{
+	struct dmdst_need need = { };
+	struct dmdst_use *use;
+
+	lockdep_assert_held(&node->conf);
+	list_for_each_entry(use, &node->uses, list) {
+		need.size = max(need.size, use->need_size);
+		if (!need.block || use->target->block_size < need.block)
+			need.block = use->target->block_size;
+		need.write |= !use->target->read_only;
+	}
+	return need;
+}
+
+/* The export doesn't fit. A node with live links goes on with them. */
+void dmdst_node_refuse(struct dmdst_node *node, const char *reason)
+{
+	bool changed = false;
+
+	DMWARN("node %s: mismatch: %s", node->name, reason);
+	spin_lock(&node->lock);
+	if (!node->nr_live)
+		changed = dmdst_node_set_state(node, DMDST_NODE_MISMATCH, reason);
+	spin_unlock(&node->lock);
+	if (changed)
+		dmdst_netlink_node_event(node);
+}
+
+/* ---- links come and go ---- */
+
+static void dmdst_live_add(struct dmdst_node *node, struct dmdst_link *link)
+{
+	lockdep_assert_held(&node->lock);
+	rcu_assign_pointer(node->live[node->nr_live], link);
+	WRITE_ONCE(node->nr_live, node->nr_live + 1);
+}
+
+/* Readers may see a link twice or one that left: dmdst_link_take() decides. */
+static bool dmdst_live_del(struct dmdst_node *node, struct dmdst_link *link)
+{
+	unsigned int i, last = node->nr_live - 1;
+
+	lockdep_assert_held(&node->lock);
+	for (i = 0; i < node->nr_live; i++) {
+		if (rcu_access_pointer(node->live[i]) != link)
+			continue;
+		rcu_assign_pointer(node->live[i],
+				   rcu_dereference_protected(node->live[last],
+							     lockdep_is_held(&node->lock)));
+		WRITE_ONCE(node->nr_live, last);
+		return true;
+	}
+	return false;
+}
+
+static void dmdst_node_take_queue(struct dmdst_node *node,
+				  const struct dmdst_target *target,
+				  struct list_head *taken)
+{
+	struct dmdst_req *req, *next;
+
+	lockdep_assert_held(&node->lock);
+	list_for_each_entry_safe(req, next, &node->queue, list) {
+		if (target && req->target != target)
+			continue;
+		dmdst_req_move(req, DMDST_REQ_HELD);
+		list_move_tail(&req->list, taken);
+	}
+}
+
+static void dmdst_node_tell_uses(struct dmdst_node *node)
+{
+	struct dmdst_use *use;
+
+	lockdep_assert_held(&node->conf);
+	list_for_each_entry(use, &node->uses, list) {
+		if (!use->not_yet_live)
+			continue;
+		use->not_yet_live = false;
+		dmdst_target_node_is_live(use->target);
+	}
+}
+
+/* The new set is seen as a whole: @fresh in, whoever had their slots out. */
+static unsigned int dmdst_node_swap_links(struct dmdst_node *node,
+					  struct list_head *fresh,
+					  struct dmdst_link **old)
+{
+	struct dmdst_link *link;
+	unsigned int nr, i;
+	u32 slots = 0;
+
+	lockdep_assert_held(&node->lock);
+	list_for_each_entry(link, fresh, list)
+		slots |= BIT(link->slot);
+	nr = dmdst_node_hold_links(node, slots, old);
+	for (i = 0; i < nr; i++)
+		dmdst_live_del(node, old[i]);
+	list_for_each_entry(link, fresh, list) {
+		dmdst_live_add(node, link);
+		if (node->had_loss)
+			node->reconnects++;
+	}
+	return nr;
+}
+
+/* @fresh: links that fit, created and not started. */
+void dmdst_node_links_up(struct dmdst_node *node, struct list_head *fresh,
+			 const struct dmdst_export *export, unsigned int wanted)
+{
+	struct dmdst_link *old[DMDST_SLOTS_MAX], *up[DMDST_SLOTS_MAX], *link;
+	struct dmdst_req *req, *next;
+	unsigned int nr_old, nr_up = 0, i;
+	bool changed, first;
+	LIST_HEAD(queue);
+
+	lockdep_assert_held(&node->conf);
+	spin_lock(&node->lock);
+	node->export = *export;
+	node->wanted = wanted;
+	nr_old = dmdst_node_swap_links(node, fresh, old);
+	list_for_each_entry(link, fresh, list) {
+		kref_get(&link->ref);
+		up[nr_up++] = link;
+	}
+	list_splice_tail_init(fresh, &node->links);
+	first = !node->ever_live;
+	node->ever_live = true;
+	changed = dmdst_node_update_state(node, NULL);
+	dmdst_node_take_queue(node, NULL, &queue);
+	spin_unlock(&node->lock);
+
+	for (i = 0; i < nr_up; i++) {
+		dmdst_netlink_link_event(up[i], DMDST_LINK_LIVE, 0, NULL);
+		dmdst_link_start(up[i]);
+		dmdst_link_put(up[i]);
+	}
+	for (i = 0; i < nr_old; i++) {
+		dmdst_link_drain(old[i]);
+		dmdst_link_put(old[i]);
+	}
+	list_for_each_entry_safe(req, next, &queue, list) {
+		list_del_init(&req->list);
+		dmdst_node_submit(req);
+	}
+	if (first)
+		dmdst_node_tell_uses(node);
+	if (changed)
+		dmdst_netlink_node_event(node);
+}
+
+/* The link is lost or drained: no request finds it from here on. */
+void dmdst_node_link_leaves(struct dmdst_link *link)
+{
+	struct dmdst_node *node = link->node;
+	bool changed;
+
+	spin_lock(&node->lock);
+	dmdst_live_del(node, link);
+	if (link->err)
+		node->had_loss = true;
+	changed = dmdst_node_update_state(node, link->why);
+	spin_unlock(&node->lock);
+
+	if (link->err)
+		dmdst_netlink_link_event(link, DMDST_LINK_LOST, link->err, link->why);
+	if (changed)
+		dmdst_netlink_node_event(node);
+}
+
+void dmdst_node_link_gone(struct dmdst_link *link)
+{
+	struct dmdst_node *node = link->node;
+
+	spin_lock(&node->lock);
+	list_del_init(&link->list);
+	spin_unlock(&node->lock);
+	dmdst_netlink_link_event(link, DMDST_LINK_GONE, link->err, link->why);
+}
+
+/* @slots: a bit each. Drains them, or with @force cuts them. */
+void dmdst_node_drop_links(struct dmdst_node *node, u32 slots, bool force)
+{
+	struct dmdst_link *held[DMDST_SLOTS_MAX];
+	unsigned int nr, i;
+	bool changed;
+
+	lockdep_assert_held(&node->conf);
+	spin_lock(&node->lock);
+	nr = dmdst_node_hold_links(node, slots, held);
+	for (i = 0; i < nr; i++)
+		dmdst_live_del(node, held[i]);
+	changed = dmdst_node_update_state(node, "links dropped on request");
+	spin_unlock(&node->lock);
+
+	for (i = 0; i < nr; i++) {
+		if (force)
+			dmdst_link_cut(held[i], false, "dropped on request");
+		else
+			dmdst_link_drain(held[i]);
+		dmdst_link_put(held[i]);
+	}
+	if (changed)
+		dmdst_netlink_node_event(node);
+}
+
+void dmdst_node_set_wanted(struct dmdst_node *node, unsigned int wanted)
+{
+	bool changed;
+
+	lockdep_assert_held(&node->conf);
+	spin_lock(&node->lock);
+	node->wanted = wanted;
+	changed = dmdst_node_update_state(node, "more links are wanted");
+	spin_unlock(&node->lock);
+
+	if (wanted < DMDST_SLOTS_MAX)
+		dmdst_node_drop_links(node, U32_MAX << wanted, false);
+	if (changed)
+		dmdst_netlink_node_event(node);
+}
+
+/* ---- requests ---- */
+
+/* No link takes @req: may it wait for one? */
+static blk_status_t dmdst_node_may_queue(struct dmdst_node *node,
+					 struct dmdst_req *req)
+{
+	lockdep_assert_held(&node->lock);
+	if (node->dead)
+		return BLK_STS_IOERR;
+	if (!req->bio)
+		return BLK_STS_OK;
+	if (READ_ONCE(req->target->push_back))
+		return BLK_STS_DM_REQUEUE;
+	if (req->bio->bi_opf & REQ_NOWAIT)
+		return BLK_STS_AGAIN;
+	if (req->bio->bi_opf & (REQ_FAILFAST_MASK | REQ_RAHEAD))
+		return BLK_STS_TRANSPORT;
+	return BLK_STS_OK;
+}
+
+static void dmdst_node_submit_slow(struct dmdst_req *req)
+{
+	struct dmdst_node *node = req->node;
+	blk_status_t status = BLK_STS_OK;
+	struct dmdst_link *link;
+	unsigned int i;
+
+	spin_lock(&node->lock);
+	for (i = 0; i < node->nr_live; i++) {
+		link = rcu_dereference_protected(node->live[i],
+						 lockdep_is_held(&node->lock));
+		if (dmdst_link_take(link, req))
+			goto unlock;
+	}
+	status = dmdst_node_may_queue(node, req);
+	if (!status) {
+		dmdst_req_move(req, DMDST_REQ_QUEUED);
+		list_add_tail(&req->list, &node->queue);
+	}
+unlock:
+	spin_unlock(&node->lock);
+	if (status)
+		dmdst_req_end(req, status);
+}
+
+/* A server's lack of a command is known once it has been live. */
+static bool dmdst_node_lacks(struct dmdst_node *node, u16 cmd)
+{
+	u32 flags = READ_ONCE(node->export.flags);
+
+	if (!READ_ONCE(node->ever_live))
+		return false;
+	return (cmd == NBDW_CMD_TRIM && !(flags & NBDW_SEND_TRIM)) ||
+	       (cmd == NBDW_CMD_WRITE_ZEROES && !(flags & NBDW_SEND_WRITE_ZEROES));
+}
+
+/* @req is HELD; it goes on a link, into the queue, or ends. No locks held. */
+void dmdst_node_submit(struct dmdst_req *req)
+{
+	struct dmdst_node *node = req->node;
+	struct dmdst_link *link;
+	bool taken = false;
+	unsigned int nr;
+
+	if (dmdst_node_lacks(node, req->cmd)) {
+		dmdst_req_end(req, BLK_STS_NOTSUPP);
+		return;
+	}
+	rcu_read_lock();
+	nr = READ_ONCE(node->nr_live);
+	if (nr) {
+		link = rcu_dereference(node->live[raw_smp_processor_id() % nr]);
+		taken = link && dmdst_link_take(link, req);
+	}
+	rcu_read_unlock();
+	if (!taken)
+		dmdst_node_submit_slow(req);
+}
+
+static void dmdst_end_all(struct list_head *reqs, blk_status_t status)
+{
+	struct dmdst_req *req, *next;
+
+	list_for_each_entry_safe(req, next, reqs, list) {
+		list_del_init(&req->list);
+		dmdst_req_end(req, status);
+	}
+}
+
+/* A noflush suspend: what waits for a link goes back to device-mapper. */
+void dmdst_node_push_back(struct dmdst_node *node, struct dmdst_target *target)
+{
+	LIST_HEAD(queue);
+
+	spin_lock(&node->lock);
+	dmdst_node_take_queue(node, target, &queue);
+	spin_unlock(&node->lock);
+
+	dmdst_end_all(&queue, BLK_STS_DM_REQUEUE);
+	dmdst_flush_push_back(node, target);
+}
+
+/* Everything that waits or is under way fails now. */
+void dmdst_node_fail_pending(struct dmdst_node *node)
+{
+	LIST_HEAD(queue);
+
+	dmdst_node_cut_links(node, true, "fail-pending");
+	spin_lock(&node->lock);
+	dmdst_node_take_queue(node, NULL, &queue);
+	spin_unlock(&node->lock);
+
+	dmdst_end_all(&queue, BLK_STS_TRANSPORT);
+	dmdst_flush_fail(node, BLK_STS_TRANSPORT);
+}

@@ -1,0 +1,137 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * A request's life: the one place that moves it between its states, goes on
+ * with its next wire request, and ends its bio. Called by node.c, link.c,
+ * send.c, recv.c and flush.c. Never touches a socket and takes no lock.
+ */
+#include "dm-dst.h"
+
+static const u8 dmdst_req_moves[DMDST_REQ_NR_STATES] = {
+	[DMDST_REQ_HELD]	= BIT(DMDST_REQ_QUEUED) | BIT(DMDST_REQ_ON_LINK) |
+				  BIT(DMDST_REQ_SYNCING) | BIT(DMDST_REQ_DONE),
+	[DMDST_REQ_QUEUED]	= BIT(DMDST_REQ_HELD),
+	[DMDST_REQ_ON_LINK]	= BIT(DMDST_REQ_HELD),
+	[DMDST_REQ_SYNCING]	= BIT(DMDST_REQ_HELD),
+	[DMDST_REQ_DONE]	= BIT(DMDST_REQ_HELD), /* a node's FLUSH, again */
+};
+
+/* The caller owns @req, or holds the lock of the list it is in. */
+void dmdst_req_move(struct dmdst_req *req, enum dmdst_req_state to)
+{
+	struct dmdst_node *node = req->node;
+
+	if (WARN_ON_ONCE(!(dmdst_req_moves[req->state] & BIT(to))))
+		DMERR("node %s: request moved from state %u to %u",
+		      node->name, req->state, to);
+
+	if (req->state == DMDST_REQ_QUEUED)
+		atomic_dec(&node->queued);
+	else if (req->state == DMDST_REQ_ON_LINK)
+		atomic_dec(&node->on_link);
+
+	if (to == DMDST_REQ_QUEUED)
+		atomic_inc(&node->queued);
+	else if (to == DMDST_REQ_ON_LINK)
+		atomic_inc(&node->on_link);
+
+	req->state = to;
+}
+
+static void dmdst_req_synced(struct dmdst_sync *sync)
+{
+	struct dmdst_req *req = container_of(sync, struct dmdst_req, sync);
+
+	dmdst_req_move(req, DMDST_REQ_HELD);
+	dmdst_req_end(req, sync->status);
+}
+
+void dmdst_req_init(struct dmdst_req *req, struct dmdst_node *node, u16 cmd)
+{
+	memset(req, 0, sizeof(*req));
+	INIT_LIST_HEAD(&req->list);
+	INIT_LIST_HEAD(&req->sync.list);
+	req->sync.done = dmdst_req_synced;
+	req->node = node;
+	req->cmd = cmd;
+	req->state = DMDST_REQ_HELD;
+}
+
+bool dmdst_req_has_payload(const struct dmdst_req *req)
+{
+	return req->cmd == NBDW_CMD_WRITE;
+}
+
+/* No lock may be held: the bio's owner may send the next one from here. */
+void dmdst_req_end(struct dmdst_req *req, blk_status_t status)
+{
+	struct dmdst_node *node = req->node;
+	struct bio *bio = req->bio;
+
+	dmdst_req_move(req, DMDST_REQ_DONE);
+	if (!bio) {
+		dmdst_flush_done(node, status);
+		return;
+	}
+	if (status && status != BLK_STS_DM_REQUEUE && status != BLK_STS_AGAIN)
+		atomic64_inc(&node->errors);
+	bio->bi_status = status;
+	bio_endio(bio);	/* @req is gone */
+}
+
+/*
+ * A bio that was mapped before its node's limits were known can be longer
+ * than one wire request; its parts go one after the other.
+ */
+static bool dmdst_req_next_part(struct dmdst_req *req)
+{
+	req->left -= req->len;
+	req->offset += req->len;
+	if (!req->left)
+		return false;
+
+	if (req->cmd == NBDW_CMD_READ || req->cmd == NBDW_CMD_WRITE)
+		bio_advance_iter(req->bio, &req->iter, req->len);
+	dmdst_node_submit(req);
+	return true;
+}
+
+static bool dmdst_req_is_write(const struct dmdst_req *req)
+{
+	return req->cmd == NBDW_CMD_WRITE || req->cmd == NBDW_CMD_TRIM ||
+	       req->cmd == NBDW_CMD_WRITE_ZEROES;
+}
+
+/* req->status is the server's answer, or why there is none. HELD, no locks. */
+void dmdst_req_answered(struct dmdst_req *req)
+{
+	struct dmdst_node *node = req->node;
+
+	if (req->status || req->cmd == NBDW_CMD_FLUSH) {
+		dmdst_req_end(req, req->status);
+		return;
+	}
+
+	/* Before the bio ends: a FLUSH sent after that must see this write. */
+	if (dmdst_req_is_write(req))
+		dmdst_flush_note_write(node, req->fua && !req->sync_after);
+
+	if (dmdst_req_next_part(req))
+		return;
+
+	if (req->sync_after) {
+		dmdst_req_move(req, DMDST_REQ_SYNCING);
+		dmdst_flush_wait(node, &req->sync);
+		return;
+	}
+	dmdst_req_end(req, BLK_STS_OK);
+}
+
+void dmdst_reqs_answered(struct list_head *reqs)
+{
+	struct dmdst_req *req, *next;
+
+	list_for_each_entry_safe(req, next, reqs, list) {
+		list_del_init(&req->list);
+		dmdst_req_answered(req);
+	}
+}

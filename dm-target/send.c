@@ -1,0 +1,278 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * The sending half of a link: gathers requests into batches of segments and
+ * gives them to the socket without waiting. Runs as link->send_work, one at a
+ * time a link. Where the socket is full it ends, and the write-space callback
+ * starts it again. Never waits for anything the receiving half needs.
+ */
+#include <linux/sched/mm.h>
+#include <net/sock.h>
+#include "compat/compat.h"
+#include "dm-dst.h"
+
+/* Bytes after which other links' workers get the CPU. */
+#define DMDST_SEND_BUDGET	(1024 * 1024)
+/* The socket had room but no memory: nobody will call when there is some. */
+#define DMDST_NOMEM_DELAY	msecs_to_jiffies(10)
+
+static u64 dmdst_cookie(struct dmdst_link *link, u16 slot)
+{
+	return (u64)(u16)link->generation << 48 |
+	       (u64)link->slots[slot].seq << 16 | slot;
+}
+
+static struct bio_vec dmdst_req_segment(struct dmdst_req *req, struct bvec_iter iter)
+{
+	return mp_bvec_iter_bvec(req->bio->bi_io_vec, iter);
+}
+
+/* Slab pages and the like can't be kept by a socket: they are copied. */
+static bool dmdst_req_may_splice(struct dmdst_req *req, struct bvec_iter iter)
+{
+	while (iter.bi_size) {
+		struct bio_vec bv = dmdst_req_segment(req, iter);
+		unsigned int i, nr = DIV_ROUND_UP(bv.bv_offset + bv.bv_len, PAGE_SIZE);
+
+		for (i = bv.bv_offset >> PAGE_SHIFT; i < nr; i++)
+			if (!sendpage_ok(bv.bv_page + i))
+				return false;
+		bvec_iter_advance(req->bio->bi_io_vec, &iter, bv.bv_len);
+	}
+	return true;
+}
+
+static void dmdst_tx_add(struct dmdst_tx *tx, struct page *page,
+			 unsigned int len, unsigned int offset)
+{
+	tx->bv[tx->nr].bv_page = page;
+	tx->bv[tx->nr].bv_len = len;
+	tx->bv[tx->nr].bv_offset = offset;
+	tx->nr++;
+	tx->bytes += len;
+	tx->gathered += len;
+}
+
+static void dmdst_tx_add_header(struct dmdst_link *link, struct dmdst_req *req)
+{
+	struct nbdw_request *headers = page_address(link->tx.headers);
+	struct nbdw_request *header = &headers[req->slot];
+	u16 flags = 0;
+
+	if (req->fua && !req->sync_after)
+		flags |= NBDW_CMDF_FUA;
+	if (req->no_hole)
+		flags |= NBDW_CMDF_NO_HOLE;
+
+	header->magic = cpu_to_be32(NBDW_REQUEST_MAGIC);
+	header->flags = cpu_to_be16(flags);
+	header->type = cpu_to_be16(req->cmd);
+	header->cookie = cpu_to_be64(dmdst_cookie(link, req->slot));
+	header->offset = cpu_to_be64(req->offset);
+	header->length = cpu_to_be32(req->len);
+	dmdst_tx_add(&link->tx, link->tx.headers, sizeof(*header),
+		     req->slot * sizeof(*header));
+}
+
+/* What one wire request may carry depends on what the node said last. */
+static void dmdst_req_set_part(struct dmdst_req *req)
+{
+	const struct dmdst_export *export = &req->node->export;
+	u64 most = DMDST_MAX_LENGTH;
+
+	if (req->cmd == NBDW_CMD_READ || req->cmd == NBDW_CMD_WRITE)
+		most = READ_ONCE(export->max_payload);
+	req->len = min(req->left, most);
+	req->sync_after = req->fua && !(READ_ONCE(export->flags) & NBDW_SEND_FUA);
+}
+
+static void dmdst_tx_give_slot(struct dmdst_link *link, struct dmdst_req *req)
+{
+	u16 slot = link->free[--link->nr_free];
+
+	req->slot = slot;
+	req->answered = false;
+	link->slots[slot].req = req;
+	link->slots[slot].seq++;
+	if (req->cmd == NBDW_CMD_READ)
+		link->nr_reads++;
+}
+
+/* Header and, for a write, the iterator for its payload. False: not now. */
+static bool dmdst_tx_begin_req(struct dmdst_link *link, struct dmdst_req *req)
+{
+	struct dmdst_tx *tx = &link->tx;
+	struct bvec_iter iter = req->iter;
+	bool splice = false;
+
+	dmdst_req_set_part(req);
+	if (dmdst_req_has_payload(req)) {
+		iter.bi_size = req->len;
+		splice = READ_ONCE(req->node->export.zero_copy) &&
+			 dmdst_req_may_splice(req, iter);
+		/* A batch's payloads are spliced or copied as a whole. */
+		if (tx->payload && splice != tx->splice)
+			return false;
+		tx->payload = true;
+		tx->splice = splice;
+	}
+
+	list_del_init(&req->list);
+	dmdst_tx_give_slot(link, req);
+	req->tx_start = tx->gathered;
+	req->tx_end = tx->gathered + sizeof(struct nbdw_request);
+	dmdst_tx_add_header(link, req);
+	if (dmdst_req_has_payload(req)) {
+		req->tx_end += req->len;
+		tx->req = req;
+		tx->iter = iter;
+	}
+	return true;
+}
+
+static void dmdst_tx_add_payload(struct dmdst_tx *tx)
+{
+	struct dmdst_req *req = tx->req;
+
+	while (tx->iter.bi_size && tx->nr < DMDST_TX_SEGMENTS) {
+		struct bio_vec bv = dmdst_req_segment(req, tx->iter);
+
+		dmdst_tx_add(tx, bv.bv_page, bv.bv_len, bv.bv_offset);
+		bvec_iter_advance(req->bio->bi_io_vec, &tx->iter, bv.bv_len);
+	}
+	if (!tx->iter.bi_size)
+		tx->req = NULL;
+}
+
+/* Fills the empty batch. False: there is nothing to send. */
+static bool dmdst_tx_gather(struct dmdst_link *link)
+{
+	struct dmdst_tx *tx = &link->tx;
+	struct dmdst_req *req;
+
+	tx->nr = 0;
+	WRITE_ONCE(tx->skip, 0);
+	WRITE_ONCE(tx->bytes, 0);
+
+	spin_lock(&link->lock);
+	if (link->state == DMDST_LINK_LOST)
+		goto out;
+	tx->payload = tx->req;
+	if (tx->req)
+		dmdst_tx_add_payload(tx);
+	else
+		tx->splice = false;
+	while (!tx->req && tx->nr < DMDST_TX_SEGMENTS && link->nr_free) {
+		req = list_first_entry_or_null(&link->sendq, struct dmdst_req, list);
+		if (!req || !dmdst_tx_begin_req(link, req))
+			break;
+		if (tx->req)
+			dmdst_tx_add_payload(tx);
+	}
+	tx->more = tx->req || (!list_empty(&link->sendq) && link->nr_free);
+out:
+	spin_unlock(&link->lock);
+	return tx->nr;
+}
+
+/* Answers that overtook our own send of the request they answer. */
+static void dmdst_tx_collect_early(struct dmdst_link *link, struct list_head *done)
+{
+	struct dmdst_req *req;
+	unsigned int i;
+
+	for (i = 0; i < DMDST_DEPTH && link->tx.early; i++) {
+		req = link->slots[i].req;
+		if (!req || !req->answered || req->tx_end > link->tx.sent)
+			continue;
+		link->tx.early--;
+		dmdst_link_free_slot(link, req);
+		list_add_tail(&req->list, done);
+	}
+}
+
+static void dmdst_tx_progress(struct dmdst_link *link, size_t bytes)
+{
+	LIST_HEAD(done);
+
+	WRITE_ONCE(link->tx.skip, link->tx.skip + bytes);
+	spin_lock(&link->lock);
+	link->tx.sent += bytes;
+	dmdst_tx_collect_early(link, &done);
+	spin_unlock(&link->lock);
+
+	dmdst_link_answered(link, &done);
+}
+
+/* One send. Bytes taken, or a negative errno. */
+static ssize_t dmdst_tx_push(struct dmdst_link *link)
+{
+	struct dmdst_tx *tx = &link->tx;
+	unsigned int flags = MSG_DONTWAIT | MSG_NOSIGNAL | (tx->more ? MSG_MORE : 0);
+	ssize_t ret;
+
+	ret = dmdst_compat_send(link->sock, tx->bv, tx->nr, tx->skip, tx->bytes,
+				tx->splice, flags);
+	if (ret > 0)
+		dmdst_tx_progress(link, ret);
+	return ret ? ret : -EIO;
+}
+
+/* The socket takes no more now: who will start us again? */
+static void dmdst_tx_blocked(struct dmdst_link *link, ssize_t err)
+{
+	struct sock *sk = link->sock->sk;
+	bool full = err == -EAGAIN &&
+		    !(sk_is_tcp(sk) && sk_stream_is_writeable(sk));
+
+	if (full)
+		return;	/* the write-space callback */
+
+	dmdst_link_send_later(link, DMDST_NOMEM_DELAY);
+}
+
+static void dmdst_send_batches(struct dmdst_link *link)
+{
+	struct dmdst_tx *tx = &link->tx;
+	ssize_t budget = DMDST_SEND_BUDGET;
+
+	while (tx->skip < tx->bytes || dmdst_tx_gather(link)) {
+		ssize_t ret = dmdst_tx_push(link);
+
+		if (ret == -EAGAIN || ret == -ENOBUFS || ret == -ENOMEM) {
+			dmdst_tx_blocked(link, ret);
+			return;
+		}
+		if (ret < 0) {
+			dmdst_link_lose(link, -ret, "send failed");
+			return;
+		}
+		budget -= ret;
+		if (budget <= 0) {
+			dmdst_link_send_later(link, 0);
+			return;
+		}
+	}
+}
+
+void dmdst_send_work(struct work_struct *work)
+{
+	struct dmdst_link *link = container_of(to_delayed_work(work),
+					       struct dmdst_link, send_work);
+	unsigned int noreclaim = memalloc_noreclaim_save();
+
+	dmdst_send_batches(link);
+	memalloc_noreclaim_restore(noreclaim);
+}
+
+/* A polite end: best effort, on a link that has nothing else to send. */
+void dmdst_send_disc(struct dmdst_link *link)
+{
+	struct nbdw_request disc = {
+		.magic = cpu_to_be32(NBDW_REQUEST_MAGIC),
+		.type = cpu_to_be16(NBDW_CMD_DISC),
+	};
+	struct kvec kv = { .iov_base = &disc, .iov_len = sizeof(disc) };
+	struct msghdr msg = { .msg_flags = MSG_DONTWAIT | MSG_NOSIGNAL };
+
+	kernel_sendmsg(link->sock, &msg, &kv, 1, sizeof(disc));
+}
