@@ -146,13 +146,13 @@ struct dmdst_node {
 	char			name[DMDST_NAME_MAX + 1];
 	unsigned int		users;	/* table lines; dmdst_nodes_lock */
 
-	struct mutex		conf;
+	struct mutex		conf;	/* of tables and netlink */
 	struct list_head	uses;	/* conf */
 	bool			has_session; /* conf */
 	u8			session[DMDST_SESSION_LEN]; /* conf */
 	u32			generation; /* conf: the newest link's */
 
-	spinlock_t		lock;
+	spinlock_t		lock;	/* of all from here on */
 	enum dmdst_node_state	state;
 	bool			ever_live;
 	bool			dead;	/* no table names it any more */
@@ -252,7 +252,7 @@ struct dmdst_link {
 	u32			slot;	/* of the node */
 	u32			generation;
 
-	spinlock_t		lock;
+	spinlock_t		lock;	/* of state, slots and marked fields */
 	enum dmdst_link_state	state;
 	int			err;	/* of the loss, positive */
 	const char		*why;

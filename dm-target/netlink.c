@@ -274,7 +274,8 @@ static int dmdst_nl_export(struct genl_info *info, struct dmdst_export *export)
 
 	if (!a[DMDST_A_SIZE] || !a[DMDST_A_FLAGS] || !a[DMDST_A_MIN_BLOCK] ||
 	    !a[DMDST_A_PREF_BLOCK] || !a[DMDST_A_MAX_PAYLOAD] || !a[DMDST_A_ZERO_COPY]) {
-		GENL_SET_ERR_MSG(info, "one of SIZE, FLAGS, MIN_BLOCK, PREF_BLOCK, MAX_PAYLOAD, ZERO_COPY is missing");
+		GENL_SET_ERR_MSG(info,
+				 "one of SIZE, FLAGS, MIN_BLOCK, PREF_BLOCK, MAX_PAYLOAD, ZERO_COPY is missing");
 		return -EINVAL;
 	}
 	export->size = nla_get_u64(a[DMDST_A_SIZE]);
@@ -288,11 +289,13 @@ static int dmdst_nl_export(struct genl_info *info, struct dmdst_export *export)
 	export->zero_copy = nla_get_u8(a[DMDST_A_ZERO_COPY]);
 
 	if (!(export->flags & NBDW_HAS_FLAGS)) {
-		NL_SET_ERR_MSG_ATTR(info->extack, a[DMDST_A_FLAGS], "transmission flags without HAS_FLAGS");
+		NL_SET_ERR_MSG_ATTR(info->extack, a[DMDST_A_FLAGS],
+				    "transmission flags without HAS_FLAGS");
 		return -EINVAL;
 	}
 	if (!is_power_of_2(export->min_block) || !export->max_payload) {
-		GENL_SET_ERR_MSG(info, "MIN_BLOCK must be a power of two, MAX_PAYLOAD at least 512");
+		GENL_SET_ERR_MSG(info,
+				 "MIN_BLOCK must be a power of two, MAX_PAYLOAD at least 512");
 		return -EINVAL;
 	}
 	return 0;

@@ -27,11 +27,15 @@
  * constants can be told. (A macro, so the preprocessor may be asked.)
  */
 #ifdef NL_SET_ERR_MSG_FMT
-#define DMDST_COMPAT_EXTACK_COPY(extack, text, constant) \
-	NL_SET_ERR_MSG_FMT(extack, "%s", text)
+#define DMDST_COMPAT_EXTACK_COPY(extack, text, constant) do {	\
+	(void)sizeof(constant);					\
+	NL_SET_ERR_MSG_FMT(extack, "%s", text);			\
+} while (0)
 #else
-#define DMDST_COMPAT_EXTACK_COPY(extack, text, constant) \
-	NL_SET_ERR_MSG(extack, constant)
+#define DMDST_COMPAT_EXTACK_COPY(extack, text, constant) do {	\
+	(void)(text);						\
+	NL_SET_ERR_MSG(extack, constant);			\
+} while (0)
 #endif
 
 /* 6.2, 98123866fcf3: sockets used in reclaim must leave task_frag alone. */
