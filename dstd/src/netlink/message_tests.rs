@@ -1,0 +1,320 @@
+//! Tests of `netlink::message`: any node survives the wire, requests carry what the header
+//! names, and answers that lack something say what. Also encodes nodes as the kernel does.
+
+use std::os::fd::OwnedFd;
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::kernel::NewLink;
+
+/// A node as the kernel answers NODE_GET, with an attribute of a newer module among them.
+pub fn encode_node(observed: &ObservedNode) -> Vec<u8> {
+    let mut w = Writer::new();
+    let mut put = || -> Result<(), NetlinkError> {
+        w.put_str(attr::NODE, observed.name.as_str())?;
+        w.put_u32(attr::STATE, observed.state as u32)?;
+        if let Some(reason) = &observed.reason {
+            w.put_str(attr::REASON, reason)?;
+        }
+        w.put(4242, b"from a newer module")?;
+        if let Some(negotiated) = &observed.negotiated {
+            w.put(attr::PAD, b"")?;
+            w.put_u64(attr::SIZE, negotiated.size.0)?;
+            w.put_u32(attr::FLAGS, negotiated.flags.0.into())?;
+            w.put_u32(attr::MIN_BLOCK, negotiated.min_block)?;
+            w.put_u32(attr::PREF_BLOCK, negotiated.pref_block)?;
+            w.put_u32(attr::MAX_PAYLOAD, negotiated.max_payload)?;
+        }
+        if let Some(zero_copy) = observed.zero_copy {
+            w.put_u8(attr::ZERO_COPY, zero_copy.into())?;
+        }
+        w.put_u32(attr::WANTED, observed.wanted)?;
+        w.put_u32(attr::LIVE, observed.live)?;
+        w.put_u32(attr::IN_FLIGHT, observed.in_flight)?;
+        w.put_u32(attr::QUEUED, observed.queued)?;
+        w.put_u64(attr::ERRORS, observed.errors)?;
+        w.put_u64(attr::RECONNECTS, observed.reconnects)?;
+        w.put_u32(attr::GENERATION, observed.generation.0)?;
+        w.put_u64(attr::NEED_SIZE, observed.need_size.0)?;
+        w.put_u32(attr::NEED_BLOCK, observed.need_block)?;
+        w.put_u8(attr::NEED_WRITE, observed.need_write.into())?;
+        w.put_u64(attr::WRITES, observed.writes)?;
+        for link in &observed.links {
+            w.put_nest(attr::LINK, encode_link(link)?)?;
+        }
+        Ok(())
+    };
+    put().unwrap();
+    w.into_bytes()
+}
+
+fn encode_link(link: &ObservedLink) -> Result<Writer, NetlinkError> {
+    let mut w = Writer::new();
+    w.put_u32(link_attr::SLOT, link.slot.0)?;
+    w.put_u32(link_attr::GENERATION, link.generation.0)?;
+    w.put_u32(link_attr::STATE, link.state as u32)?;
+    w.put_u32(link_attr::IN_FLIGHT, link.in_flight)?;
+    w.put_u64(link_attr::SENT, link.sent.0)?;
+    w.put_u64(link_attr::RECEIVED, link.received.0)?;
+    Ok(w)
+}
+
+/// A NODE_EVENT's or LINK_EVENT's attributes.
+pub fn encode_event(event: &KernelEvent) -> Vec<u8> {
+    let mut w = Writer::new();
+    match event {
+        KernelEvent::Node {
+            node,
+            state,
+            reason,
+        } => {
+            w.put_str(attr::NODE, node.as_str()).unwrap();
+            w.put_u32(attr::STATE, *state as u32).unwrap();
+            if let Some(reason) = reason {
+                w.put_str(attr::REASON, reason).unwrap();
+            }
+        }
+        KernelEvent::Link {
+            node,
+            slot,
+            generation,
+            state,
+            errno,
+            reason,
+        } => {
+            let mut nest = Writer::new();
+            nest.put_u32(link_attr::SLOT, slot.0).unwrap();
+            nest.put_u32(link_attr::GENERATION, generation.0).unwrap();
+            nest.put_u32(link_attr::STATE, *state as u32).unwrap();
+            nest.put_u32(link_attr::ERRNO, errno.map_or(0, |e| e as u32))
+                .unwrap();
+            nest.put_str(link_attr::REASON, reason.as_deref().unwrap_or(""))
+                .unwrap();
+            w.put_str(attr::NODE, node.as_str()).unwrap();
+            w.put_nest(attr::LINK, nest).unwrap();
+        }
+        KernelEvent::Overflow => {}
+    }
+    w.into_bytes()
+}
+
+pub fn name(text: &str) -> NodeName {
+    text.parse().unwrap()
+}
+
+prop_compose! {
+    fn any_link()(
+        slot in 0u32..32, generation: u32, state in 0usize..4, in_flight: u32, sent: u64, received: u64,
+    ) -> ObservedLink {
+        use LinkState::*;
+        ObservedLink {
+            slot: Slot(slot),
+            generation: Generation(generation),
+            state: [Live, Draining, Lost, Gone][state],
+            in_flight,
+            sent: Bytes(sent),
+            received: Bytes(received),
+        }
+    }
+}
+
+prop_compose! {
+    fn any_negotiated()(size: u64, flags: u16, sizes: [u32; 3]) -> Negotiated {
+        Negotiated {
+            size: Bytes(size),
+            flags: NbdFlags(flags),
+            min_block: sizes[0],
+            pref_block: sizes[1],
+            max_payload: sizes[2],
+            description: None,
+        }
+    }
+}
+
+prop_compose! {
+    pub fn any_node()(
+        name in "[A-Za-z0-9_-]{1,63}",
+        state in 0usize..6,
+        reason in proptest::option::of("[a-z ]{1,40}"),
+        negotiated in proptest::option::of(any_negotiated()),
+        zero_copy: Option<bool>,
+        numbers: [u32; 6],
+        counts: [u64; 4],
+        need_write: bool,
+        links in proptest::collection::vec(any_link(), 0..33),
+    ) -> ObservedNode {
+        use NodeState::*;
+        ObservedNode {
+            name: name.parse().unwrap(),
+            state: [Waiting, Live, Degraded, Lost, Failed, Mismatch][state],
+            reason,
+            negotiated,
+            zero_copy,
+            wanted: numbers[0],
+            live: numbers[1],
+            in_flight: numbers[2],
+            queued: numbers[3],
+            errors: counts[0],
+            reconnects: counts[1],
+            generation: Generation(numbers[4]),
+            need_size: Bytes(counts[2]),
+            need_block: numbers[5],
+            need_write,
+            writes: counts[3],
+            links,
+        }
+    }
+}
+
+proptest! {
+    #[test]
+    fn any_node_survives_the_wire(node in any_node()) {
+        prop_assert_eq!(observed_node(&encode_node(&node)).unwrap(), node);
+    }
+
+    #[test]
+    fn no_bytes_make_the_decoders_panic(bytes: Vec<u8>, command: u8) {
+        let _ = observed_node(&bytes);
+        let _ = event(command, &bytes);
+    }
+}
+
+/// The request's attributes as (kind, value), nests opened.
+fn opened(bytes: &[u8]) -> Vec<(u16, Vec<u8>)> {
+    codec::read(bytes)
+        .unwrap()
+        .iter()
+        .map(|a| (a.kind, a.bytes().to_vec()))
+        .collect()
+}
+
+#[test]
+fn links_set_carries_every_field() {
+    let socket: OwnedFd = std::fs::File::open("/dev/null").unwrap().into();
+    let fd = socket.as_raw_fd();
+    let request = LinksSet {
+        node: name("alpha"),
+        negotiated: Negotiated {
+            size: Bytes(1 << 40),
+            flags: NbdFlags(0x10d),
+            min_block: 512,
+            pref_block: 4096,
+            max_payload: 1 << 25,
+            description: Some("not for the kernel".into()),
+        },
+        wanted: 4,
+        zero_copy: true,
+        links: vec![NewLink {
+            slot: Slot(3),
+            generation: Generation(9),
+            socket,
+        }],
+    };
+    let all = opened(&links_set(&request).unwrap());
+    let (nest, flat) = all.split_last().unwrap();
+    let n = |n: u32| n.to_ne_bytes().to_vec();
+    assert_eq!(
+        flat,
+        [
+            (attr::NODE, b"alpha\0".to_vec()),
+            (attr::SIZE, (1u64 << 40).to_ne_bytes().to_vec()),
+            (attr::FLAGS, n(0x10d)),
+            (attr::MIN_BLOCK, n(512)),
+            (attr::PREF_BLOCK, n(4096)),
+            (attr::MAX_PAYLOAD, n(1 << 25)),
+            (attr::WANTED, n(4)),
+            (attr::ZERO_COPY, vec![1]),
+        ]
+    );
+    assert_eq!(nest.0, attr::LINK);
+    let link = [
+        (link_attr::SLOT, n(3)),
+        (link_attr::FD, n(fd as u32)),
+        (link_attr::GENERATION, n(9)),
+    ];
+    assert_eq!(opened(&nest.1), link);
+}
+
+#[test]
+fn links_drop_names_slots_and_force() {
+    let n = |n: u32| n.to_ne_bytes().to_vec();
+    let all = opened(&links_drop(&name("a"), &[Slot(1), Slot(2)], true).unwrap());
+    assert_eq!(
+        all.iter().map(|a| a.0).collect::<Vec<_>>(),
+        [attr::NODE, attr::LINK, attr::LINK, attr::FORCE]
+    );
+    assert_eq!(opened(&all[2].1), [(link_attr::SLOT, n(2))]);
+    assert!(all[3].1.is_empty(), "a flag has no value");
+    let all = opened(&links_drop(&name("a"), &[], false).unwrap());
+    assert_eq!(all, [(attr::NODE, b"a\0".to_vec())]);
+    let all = opened(&node_set(&name("a"), 7).unwrap());
+    assert_eq!(all[1], (attr::WANTED, n(7)));
+}
+
+#[test]
+fn what_an_answer_lacks_is_named() {
+    let error = observed_node(&node(&name("a")).unwrap().into_bytes()).unwrap_err();
+    assert!(error.to_string().contains("it lacks STATE"), "{error}");
+    let mut w = node(&name("a")).unwrap();
+    w.put_u32(attr::STATE, 17).unwrap();
+    let error = event(cmd::NODE_EVENT, &w.into_bytes()).unwrap_err();
+    assert!(
+        error
+            .to_string()
+            .contains("node state 17; the module is newer"),
+        "{error}"
+    );
+    let mut w = Writer::new();
+    w.put_str(attr::NODE, "a/b").unwrap();
+    w.put_u32(attr::STATE, 1).unwrap();
+    let error = event(cmd::NODE_EVENT, &w.into_bytes()).unwrap_err();
+    assert!(error.to_string().contains("`a/b`"), "{error}");
+}
+
+#[test]
+fn events_survive_the_wire() {
+    let events = [
+        KernelEvent::Node {
+            node: name("a"),
+            state: NodeState::Lost,
+            reason: None,
+        },
+        KernelEvent::Node {
+            node: name("a"),
+            state: NodeState::Mismatch,
+            reason: Some("too small".into()),
+        },
+        KernelEvent::Link {
+            node: name("b"),
+            slot: Slot(2),
+            generation: Generation(8),
+            state: LinkState::Lost,
+            errno: Some(Errno::ECONNRESET),
+            reason: Some("reset by the peer".into()),
+        },
+        KernelEvent::Link {
+            node: name("b"),
+            slot: Slot(0),
+            generation: Generation(1),
+            state: LinkState::Live,
+            errno: None,
+            reason: None,
+        },
+    ];
+    for expected in events {
+        let command = match expected {
+            KernelEvent::Link { .. } => cmd::LINK_EVENT,
+            _ => cmd::NODE_EVENT,
+        };
+        assert_eq!(
+            event(command, &encode_event(&expected)).unwrap(),
+            Some(expected)
+        );
+    }
+    assert_eq!(
+        event(99, b"").unwrap(),
+        None,
+        "a newer module's event is no error"
+    );
+}
