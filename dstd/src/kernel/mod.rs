@@ -4,6 +4,8 @@
 
 mod local;
 pub mod real;
+#[cfg(test)]
+pub mod sim;
 mod types;
 
 use std::future::Future;

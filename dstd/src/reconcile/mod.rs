@@ -1,2 +1,38 @@
 //! Carries out plans and repeats until nothing is left to do.
 //! Called by cli. Never decides which steps: `plan` does.
+
+mod apply;
+mod execute;
+mod links;
+mod observe;
+#[cfg(test)]
+mod property_tests;
+mod run;
+#[cfg(test)]
+mod tests;
+mod worker;
+
+pub use apply::{Applied, ApplyError, apply, survey};
+pub use execute::{Executor, Failure, Mode};
+pub use links::{LinkError, connect};
+pub use observe::{Survey, locals, observe, probe_nodes};
+pub use run::{Daemon, run};
+
+use std::sync::Arc;
+
+use crate::kernel::{Kernel, KernelError};
+
+/// Runs a kernel call where it may block.
+pub(crate) async fn blocking<K, T, F>(kernel: &Arc<K>, call: F) -> Result<T, KernelError>
+where
+    K: Kernel + 'static,
+    T: Send + 'static,
+    F: FnOnce(&K) -> Result<T, KernelError> + Send + 'static,
+{
+    let kernel = Arc::clone(kernel);
+    let joined = tokio::task::spawn_blocking(move || call(&kernel)).await;
+    joined.unwrap_or_else(|error| {
+        let reason = format!("the call ended abnormally: {error}");
+        Err(KernelError::new("call the kernel", None, reason))
+    })
+}

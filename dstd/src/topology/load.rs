@@ -151,6 +151,24 @@ impl Topology {
     }
 }
 
+/// What tells whether topology files changed: their paths, times and sizes.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Fingerprint(Vec<(PathBuf, Option<(std::time::SystemTime, u64)>)>);
+
+impl Fingerprint {
+    pub fn of(paths: &[PathBuf]) -> Self {
+        let files = paths
+            .iter()
+            .flat_map(|path| topology_files(path).unwrap_or_default());
+        let seen = files.map(|file| {
+            let state = std::fs::metadata(&file).ok();
+            let state = state.and_then(|m| Some((m.modified().ok()?, m.len())));
+            (file, state)
+        });
+        Self(seen.collect())
+    }
+}
+
 pub fn item_path(device: &DeviceName, item: usize) -> Path {
     Path::root()
         .to("devices")

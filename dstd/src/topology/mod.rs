@@ -11,7 +11,7 @@ mod spec;
 mod yaml;
 
 pub use error::{At, Path, PathStep, Place, TopologyError, TopologyErrors};
-pub use load::{Entry, Source, Topology};
+pub use load::{Entry, Fingerprint, Source, Topology};
 pub use nearest::nearest;
 pub use schema::json_schema;
 pub use spec::{

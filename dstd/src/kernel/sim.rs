@@ -1,0 +1,527 @@
+//! A simulated kernel and simulated nodes, for tests of everything above the traits.
+//! Models what the real ones promise: nodes exist while a table names them, an open device can't be removed, tables
+//! and links that don't fit are refused. It can die before or after any call, as a daemon does.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use nix::errno::Errno;
+use tokio::sync::mpsc;
+
+use super::*;
+use crate::plan::{Difference, compare};
+use crate::table::{DstArgs, Extent};
+use crate::units::{Bytes, DeviceNumber, Generation, Sectors};
+
+#[derive(Clone, Debug)]
+struct Table {
+    lines: Vec<Line>,
+    access: Access,
+}
+
+#[derive(Clone, Debug)]
+pub struct SimDevice {
+    uuid: DmUuid,
+    minor: u32,
+    suspended: bool,
+    access: Access,
+    pub open_count: u32,
+    live: Option<Table>,
+    inactive: Option<Table>,
+}
+
+/// When the daemon that calls dies.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Death {
+    #[default]
+    Never,
+    /// Before the effect of the call after this many.
+    Before(u32),
+    /// After its effect; the answer is lost.
+    After(u32),
+}
+
+#[derive(Debug, Default)]
+pub struct State {
+    pub devices: BTreeMap<String, SimDevice>,
+    pub nodes: BTreeMap<NodeName, ObservedNode>,
+    pub locals: BTreeMap<PathBuf, LocalDevice>,
+    pub death: Death,
+    dead: bool,
+    /// Calls that changed something.
+    pub calls: Vec<String>,
+    /// Live tables that were replaced by others that show less or other data.
+    pub data_changes: Vec<String>,
+    next_minor: u32,
+    events: Vec<mpsc::Sender<KernelEvent>>,
+}
+
+#[derive(Debug, Default)]
+pub struct SimKernel(Mutex<State>);
+
+fn refuse<T>(what: &str, errno: Errno, reason: impl Into<String>) -> Result<T, KernelError> {
+    Err(KernelError::new(what, Some(errno), reason))
+}
+
+impl SimKernel {
+    pub fn state(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A new daemon calls from now on.
+    pub fn revive(&self, death: Death) {
+        let mut state = self.state();
+        state.death = death;
+        state.dead = false;
+    }
+
+    /// Ends links of a node, as a network does.
+    pub fn lose_links(&self, node: &NodeName, slots: &[u32]) {
+        let mut state = self.state();
+        if let Some(node) = state.nodes.get_mut(node) {
+            node.links.retain(|link| !slots.contains(&link.slot.0));
+            settle(node);
+        }
+        state.tell(KernelEvent::Overflow);
+    }
+
+    /// One call that changes something: refuses when dead, dies when it is time.
+    fn call<T>(
+        &self,
+        name: String,
+        effect: impl FnOnce(&mut State) -> Result<T, KernelError>,
+    ) -> Result<T, KernelError> {
+        let mut state = self.state();
+        let dead = |what: &str| refuse(what, Errno::EINTR, "the daemon is dead");
+        if state.dead {
+            return dead(&name);
+        }
+        let lost = match &mut state.death {
+            Death::Before(0) => {
+                state.dead = true;
+                return dead(&name);
+            }
+            Death::After(0) => true,
+            Death::Before(n) | Death::After(n) => {
+                *n -= 1;
+                false
+            }
+            Death::Never => false,
+        };
+        let result = effect(&mut state);
+        state.calls.push(name.clone());
+        state.follow_tables();
+        if lost {
+            state.dead = true;
+            return dead(&name);
+        }
+        result
+    }
+
+    fn on_device(
+        &self,
+        verb: &str,
+        device: &DeviceName,
+        effect: impl FnOnce(&mut SimDevice) -> Result<(), KernelError>,
+    ) -> Result<(), KernelError> {
+        let name = format!("{verb} {device}");
+        self.call(name.clone(), |state| {
+            match state.devices.get_mut(device.as_str()) {
+                Some(device) => effect(device),
+                None => refuse(&name, Errno::ENXIO, "no such device"),
+            }
+        })
+    }
+}
+
+fn extents(tables: &[&Table]) -> Vec<(Extent, bool, u32)> {
+    let lines = tables.iter().flat_map(|table| &table.lines);
+    let args = lines.filter_map(|line| DstArgs::of(line).ok());
+    args.flat_map(|args| {
+        let DstArgs { extents, features } = args;
+        extents
+            .into_iter()
+            .map(move |e| (e, !features.read_only, features.block_size.bytes()))
+    })
+    .collect()
+}
+
+/// State and count, from links.
+fn settle(node: &mut ObservedNode) {
+    node.live = u32::try_from(node.links.len()).unwrap_or(u32::MAX);
+    node.state = match node.live {
+        0 if node.negotiated.is_none() => NodeState::Waiting,
+        0 => NodeState::Lost,
+        n if n >= node.wanted => NodeState::Live,
+        _ => NodeState::Degraded,
+    };
+}
+
+fn misfit(export: &Negotiated, size: Bytes, block: u32, write: bool) -> Option<&'static str> {
+    if export.size < size {
+        return Some("the export is smaller than its extents");
+    }
+    if block != 0 && export.min_block > block {
+        return Some("the minimum block is larger than the block size");
+    }
+    (write && export.flags.read_only()).then_some("the export is read-only")
+}
+
+impl State {
+    fn tell(&mut self, event: KernelEvent) {
+        self.events
+            .retain(|sender| sender.try_send(event.clone()).is_ok());
+    }
+
+    fn tables(&self) -> Vec<&Table> {
+        let devices = self.devices.values();
+        devices
+            .flat_map(|d| d.live.iter().chain(&d.inactive))
+            .collect()
+    }
+
+    /// Nodes come and go with the tables that name them.
+    fn follow_tables(&mut self) {
+        let extents = extents(&self.tables());
+        let named: BTreeSet<_> = extents.iter().map(|(e, ..)| e.node.clone()).collect();
+        self.nodes.retain(|name, _| named.contains(name));
+        for name in named {
+            let node = self
+                .nodes
+                .entry(name.clone())
+                .or_insert_with(|| new_node(&name));
+            let mine = || extents.iter().filter(|(e, ..)| e.node == name);
+            let ends = mine().filter_map(|(e, ..)| e.end()?.bytes());
+            node.need_size = ends.max().unwrap_or_default();
+            node.need_write = mine().any(|(_, write, _)| *write);
+            node.need_block = mine().map(|(.., block)| *block).min().unwrap_or_default();
+        }
+    }
+
+    /// What the constructor of the target checks.
+    fn construct(&self, lines: &[Line], access: Access) -> Result<(), String> {
+        let mut position = Sectors::ZERO;
+        for line in lines {
+            if line.start != position {
+                return Err(format!("gap before `{line}`"));
+            }
+            position = line.end().ok_or("overflow")?;
+            if line.target == "dst" {
+                self.construct_dst(line, access)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn construct_dst(&self, line: &Line, access: Access) -> Result<(), String> {
+        let args = DstArgs::of(line).map_err(|error| error.to_string())?;
+        if args.features.read_only && access == Access::ReadWrite {
+            return Err("read_only in a writable table".to_owned());
+        }
+        let mut ranges: Vec<_> = args
+            .extents
+            .iter()
+            .map(|e| (&e.node, e.offset, e.end()))
+            .collect();
+        ranges.sort();
+        if ranges
+            .windows(2)
+            .any(|w| w[0].0 == w[1].0 && w[0].2 > Some(w[1].1))
+        {
+            return Err("extents overlap".to_owned());
+        }
+        let block = args.features.block_size;
+        for extent in &args.extents {
+            if !extent.offset.is_aligned_to(block) || !extent.length.is_aligned_to(block) {
+                return Err("extent not aligned".to_owned());
+            }
+            let live = self.nodes.get(&extent.node).filter(|n| n.live > 0);
+            let export = live.and_then(|n| n.negotiated.as_ref());
+            let size = extent.end().and_then(Sectors::bytes).unwrap_or_default();
+            let write = !args.features.read_only;
+            if let Some(reason) = export.and_then(|e| misfit(e, size, block.bytes(), write)) {
+                return Err(format!("node {}: {reason}", extent.node));
+            }
+        }
+        Ok(())
+    }
+
+    fn set_links(&mut self, set: LinksSet) -> Result<ObservedNode, KernelError> {
+        let what = format!("set links of {}", set.node);
+        let Some(node) = self.nodes.get_mut(&set.node) else {
+            return refuse(&what, Errno::ENOENT, "no table names this node");
+        };
+        if set.wanted > 1 && !set.negotiated.flags.multi_conn() {
+            return refuse(
+                &what,
+                Errno::EINVAL,
+                "more than one link without multi-conn",
+            );
+        }
+        let mut newest = node.generation;
+        for link in &set.links {
+            if link.generation <= newest || link.slot.0 >= set.wanted {
+                return refuse(&what, Errno::ERANGE, "slot or generation out of range");
+            }
+            newest = link.generation;
+        }
+        let (size, block, write) = (node.need_size, node.need_block, node.need_write);
+        if let Some(reason) = misfit(&set.negotiated, size, block, write) {
+            if node.live == 0 {
+                node.state = NodeState::Mismatch;
+                node.reason = Some(reason.to_owned());
+            }
+            return refuse(&what, Errno::EMEDIUMTYPE, reason);
+        }
+        node.generation = newest;
+        node.negotiated = Some(set.negotiated);
+        node.zero_copy = Some(set.zero_copy);
+        node.wanted = set.wanted;
+        node.reason = None;
+        for new in set.links {
+            node.links.retain(|old| old.slot != new.slot);
+            node.links.push(ObservedLink {
+                slot: new.slot,
+                generation: new.generation,
+                state: LinkState::Live,
+                in_flight: 0,
+                sent: Bytes(0),
+                received: Bytes(0),
+            });
+        }
+        node.links.retain(|link| link.slot.0 < node.wanted);
+        settle(node);
+        Ok(node.clone())
+    }
+}
+
+fn new_node(name: &NodeName) -> ObservedNode {
+    ObservedNode {
+        name: name.clone(),
+        state: NodeState::Waiting,
+        reason: None,
+        negotiated: None,
+        zero_copy: None,
+        wanted: 1,
+        live: 0,
+        in_flight: 0,
+        queued: 0,
+        errors: 0,
+        reconnects: 0,
+        generation: Generation(0),
+        need_size: Bytes(0),
+        need_block: 0,
+        need_write: false,
+        writes: 0,
+        links: Vec::new(),
+    }
+}
+
+impl Kernel for SimKernel {
+    fn devices(&self) -> Result<Vec<ObservedDevice>, KernelError> {
+        let state = self.state();
+        let devices = state.devices.iter().map(|(name, d)| ObservedDevice {
+            name: name.clone(),
+            uuid: d.uuid.clone(),
+            number: DeviceNumber {
+                major: 254,
+                minor: d.minor,
+            },
+            suspended: d.suspended,
+            access: d.access,
+            open_count: d.open_count,
+            lines: d.live.as_ref().map_or_else(Vec::new, |t| t.lines.clone()),
+            inactive: d.inactive.as_ref().map(|t| t.lines.clone()),
+        });
+        Ok(devices.collect())
+    }
+
+    fn nodes(&self) -> Result<Vec<ObservedNode>, KernelError> {
+        Ok(self.state().nodes.values().cloned().collect())
+    }
+
+    fn local_device(&self, path: &Path) -> Result<LocalDevice, KernelError> {
+        let found = self.state().locals.get(path).copied();
+        found.ok_or_else(|| {
+            let what = format!("look at {}", path.display());
+            KernelError::new(what, Some(Errno::ENOENT), "No such file or directory")
+        })
+    }
+
+    fn create(
+        &self,
+        device: &DeviceName,
+        uuid: &DmUuid,
+        access: Access,
+    ) -> Result<(), KernelError> {
+        let name = format!("create {device}");
+        self.call(name.clone(), |state| {
+            if state.devices.contains_key(device.as_str()) {
+                return refuse(&name, Errno::EBUSY, "name in use");
+            }
+            let minor = state.next_minor;
+            state.next_minor += 1;
+            let device_ = SimDevice {
+                uuid: uuid.clone(),
+                minor,
+                suspended: true,
+                access,
+                open_count: 0,
+                live: None,
+                inactive: None,
+            };
+            state.devices.insert(device.to_string(), device_);
+            Ok(())
+        })
+    }
+
+    fn load(&self, device: &DeviceName, lines: &[Line], access: Access) -> Result<(), KernelError> {
+        let name = format!("load {device}");
+        self.call(name.clone(), |state| {
+            if let Err(reason) = state.construct(lines, access) {
+                return refuse(&name, Errno::EINVAL, reason);
+            }
+            let Some(device) = state.devices.get_mut(device.as_str()) else {
+                return refuse(&name, Errno::ENXIO, "no such device");
+            };
+            let lines = lines.to_vec();
+            device.inactive = Some(Table { lines, access });
+            Ok(())
+        })
+    }
+
+    fn clear(&self, device: &DeviceName) -> Result<(), KernelError> {
+        self.on_device("clear", device, |d| {
+            d.inactive = None;
+            Ok(())
+        })
+    }
+
+    fn suspend(&self, device: &DeviceName, _: Flush) -> Result<(), KernelError> {
+        self.on_device("suspend", device, |d| {
+            d.suspended = true;
+            Ok(())
+        })
+    }
+
+    fn resume(&self, device: &DeviceName) -> Result<(), KernelError> {
+        let mut change = None;
+        let result = self.on_device("resume", device, |d| {
+            if let Some(table) = d.inactive.take() {
+                let old = d.live.as_ref().map(|t| compare(&t.lines, &table.lines));
+                if let Some(Difference::Shrink | Difference::OtherData { .. }) = old {
+                    change = Some(format!("{device}: {old:?}"));
+                }
+                d.access = table.access;
+                d.live = Some(table);
+            }
+            d.suspended = false;
+            Ok(())
+        });
+        self.state().data_changes.extend(change);
+        result
+    }
+
+    fn remove(&self, device: &DeviceName) -> Result<(), KernelError> {
+        let name = format!("remove {device}");
+        self.call(name.clone(), |state| {
+            match state.devices.get(device.as_str()) {
+                None => refuse(&name, Errno::ENXIO, "no such device"),
+                Some(d) if d.open_count > 0 => refuse(&name, Errno::EBUSY, "in use"),
+                Some(_) => {
+                    state.devices.remove(device.as_str());
+                    Ok(())
+                }
+            }
+        })
+    }
+
+    fn links_set(&self, links: LinksSet) -> Result<ObservedNode, KernelError> {
+        self.call(format!("links_set {}", links.node), |state| {
+            state.set_links(links)
+        })
+    }
+
+    fn links_drop(&self, node: &NodeName, slots: &[Slot], _: bool) -> Result<(), KernelError> {
+        self.call(format!("links_drop {node}"), |state| {
+            if let Some(node) = state.nodes.get_mut(node) {
+                node.links
+                    .retain(|l| !slots.is_empty() && !slots.contains(&l.slot));
+                settle(node);
+            }
+            Ok(())
+        })
+    }
+
+    fn node_set(&self, node: &NodeName, wanted: u32) -> Result<(), KernelError> {
+        self.call(format!("node_set {node}"), |state| {
+            match state.nodes.get_mut(node) {
+                None => refuse("set node", Errno::ENOENT, "no table names this node"),
+                Some(node) => {
+                    node.wanted = wanted;
+                    node.links.retain(|link| link.slot.0 < wanted);
+                    settle(node);
+                    Ok(())
+                }
+            }
+        })
+    }
+
+    fn fail_pending(&self, node: &NodeName) -> Result<(), KernelError> {
+        self.call(format!("fail_pending {node}"), |_| Ok(()))
+    }
+
+    fn events(&self) -> Result<mpsc::Receiver<KernelEvent>, KernelError> {
+        let (sender, receiver) = mpsc::channel(64);
+        self.state().events.push(sender);
+        Ok(receiver)
+    }
+}
+
+/// Nodes by their URI; one that isn't there can't be reached.
+#[derive(Clone, Debug, Default)]
+pub struct SimNodes(Arc<Mutex<BTreeMap<String, Negotiated>>>);
+
+impl SimNodes {
+    pub fn exports(&self) -> MutexGuard<'_, BTreeMap<String, Negotiated>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn export(&self, uri: &NbdUri) -> Result<Negotiated, ConnectError> {
+        let found = self.exports().get(&uri.to_string()).cloned();
+        found.ok_or_else(|| ConnectError {
+            message: format!("{uri}: connection refused"),
+        })
+    }
+}
+
+impl Connector for SimNodes {
+    async fn probe(&self, uri: &NbdUri) -> Result<Negotiated, ConnectError> {
+        self.export(uri)
+    }
+
+    async fn connect(&self, uri: &NbdUri) -> Result<Connection, ConnectError> {
+        let negotiated = self.export(uri)?;
+        let file = std::fs::File::open("/dev/null").map_err(|error| ConnectError {
+            message: error.to_string(),
+        })?;
+        Ok(Connection {
+            negotiated,
+            socket: file.into(),
+            same_host: false,
+        })
+    }
+}
+
+/// An export for tests.
+pub fn export(sectors: u64, flags: u16) -> Negotiated {
+    Negotiated {
+        size: Bytes(sectors * 512),
+        flags: NbdFlags(NbdFlags::HAS_FLAGS | flags),
+        min_block: 1,
+        pref_block: 4096,
+        max_payload: 32 << 20,
+        description: None,
+    }
+}

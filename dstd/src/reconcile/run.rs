@@ -1,0 +1,473 @@
+//! The daemon's loop: look, plan, act, look again, for ever.
+//! Called by `dstd run`. Level-triggered: events and signals only make it look sooner. Links are left to one task a
+//! node, so a node that doesn't answer holds up nothing else. Leaves the kernel as it is when it ends.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use thiserror::Error;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::mpsc;
+use tokio::time::{Instant, sleep_until};
+use tracing::{debug, error, info, warn};
+
+use super::execute::{Executor, Mode};
+use super::observe::{Probes, Survey};
+use super::worker::{Answer, Report, Want, Worker};
+use crate::kernel::{Connector, Kernel, KernelError, KernelEvent};
+use crate::plan::{Action, Allowed, Plan, Step, Undecided, plan};
+use crate::table::DstArgs;
+use crate::topology::{Fingerprint, Item, Topology, TopologyErrors};
+use crate::units::{DeviceName, NodeName};
+
+/// How often topology files are looked at and the watchdog is fed.
+const TICK: Duration = Duration::from_secs(2);
+/// How often the kernel is looked at when it says nothing.
+const IDLE: Duration = Duration::from_secs(10);
+/// Passes in a row that may take steps before the loop slows down: what they do doesn't last.
+const BUSY: u32 = 8;
+const FIRST_RETRY: Duration = Duration::from_millis(500);
+const LONGEST_RETRY: Duration = Duration::from_secs(30);
+
+#[derive(Debug, Error)]
+pub enum RunError {
+    #[error(transparent)]
+    Topology(#[from] TopologyErrors),
+    #[error(transparent)]
+    Kernel(#[from] KernelError),
+    #[error("signals can't be caught: {0}")]
+    Signals(#[from] std::io::Error),
+}
+
+/// The loop's state between two passes.
+#[derive(Debug)]
+pub struct Daemon<K, C> {
+    kernel: Arc<K>,
+    connector: Arc<C>,
+    topology: Topology,
+    workers: BTreeMap<NodeName, Worker>,
+    reports: mpsc::UnboundedSender<Report>,
+    probes: Probes,
+    /// Nodes whose task has said something, good or bad.
+    tried: BTreeSet<NodeName>,
+    /// Nodes to be asked again because the topology was re-read: their exports may have grown.
+    refresh: BTreeSet<NodeName>,
+    /// What was refused or noted last, so that it is logged once.
+    said: BTreeSet<String>,
+}
+
+/// What a pass came to.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Pass {
+    /// Steps carried out here; those of links are the workers'.
+    pub steps: usize,
+    pub failures: usize,
+    /// Nodes that lack links or facts.
+    pub wanting: BTreeSet<NodeName>,
+    pub refusals: usize,
+}
+
+impl<K: Kernel + 'static, C: Connector> Daemon<K, C> {
+    pub fn new(
+        kernel: Arc<K>,
+        connector: Arc<C>,
+        topology: Topology,
+    ) -> (Self, mpsc::UnboundedReceiver<Report>) {
+        let (reports, inbox) = mpsc::unbounded_channel();
+        let mut daemon = Self {
+            kernel,
+            connector,
+            topology: Topology::default(),
+            workers: BTreeMap::new(),
+            reports,
+            probes: Probes::new(),
+            tried: BTreeSet::new(),
+            refresh: BTreeSet::new(),
+            said: BTreeSet::new(),
+        };
+        daemon.replace(topology);
+        daemon.refresh.clear();
+        (daemon, inbox)
+    }
+
+    /// Takes a new topology: nodes whose URI changed, and new ones, start from nothing.
+    pub fn replace(&mut self, topology: Topology) {
+        self.topology = topology;
+        let nodes = &self.topology.nodes;
+        self.workers
+            .retain(|name, worker| nodes.get(name).is_some_and(|n| n.spec.uri == worker.uri));
+        self.probes
+            .retain(|name, _| self.workers.contains_key(name));
+        for (name, node) in nodes {
+            self.workers.entry(name.clone()).or_insert_with(|| {
+                Worker::start(
+                    name.clone(),
+                    node.spec.uri.clone(),
+                    Arc::clone(&self.kernel),
+                    Arc::clone(&self.connector),
+                    self.reports.clone(),
+                )
+            });
+        }
+        let items = self.topology.devices.values().flat_map(|d| &d.spec.table);
+        self.refresh = items
+            .filter_map(|item| match item {
+                Item::Dst(dst) if dst.length.is_none() => Some(dst.node.clone()),
+                _ => None,
+            })
+            .collect();
+    }
+
+    /// Looks, plans and acts once.
+    pub async fn pass(&mut self) -> Result<Pass, KernelError> {
+        let survey = Survey::take(&self.kernel, &self.topology, &self.probes).await?;
+        let plan = plan(&survey.desired, &survey.observed, &Allowed::default());
+        self.say(&plan);
+        let mut wants = self.fact_wants(&survey);
+        for step in &plan.steps {
+            if let Action::Connect(connect) = &step.action {
+                wants.insert(connect.node.clone(), Want::Links(connect.clone()));
+            }
+        }
+        let steps = steps_of_devices(&plan);
+        let executor = Executor {
+            kernel: &self.kernel,
+            connector: &self.connector,
+            topology: &self.topology,
+            mode: Mode::Lenient,
+        };
+        let failures = executor.execute(&steps, |_| {}).await;
+        // Told only now: a node exists in the kernel once a table names it.
+        for (name, worker) in &self.workers {
+            worker.tell(wants.get(name).cloned().unwrap_or_default());
+        }
+        Ok(Pass {
+            steps: steps.len(),
+            failures: failures.len(),
+            wanting: wants.into_keys().collect(),
+            refusals: plan.refusals.len(),
+        })
+    }
+
+    /// Nodes that must be asked for their size and flags.
+    fn fact_wants(&self, survey: &Survey) -> BTreeMap<NodeName, Want> {
+        let waits = survey
+            .desired
+            .devices
+            .values()
+            .filter_map(|table| match table {
+                Err(Undecided::Waits { nodes, .. }) => Some(nodes),
+                _ => None,
+            });
+        let asked = waits.flatten().chain(&self.refresh);
+        asked.map(|node| (node.clone(), Want::Facts)).collect()
+    }
+
+    /// Takes what a worker says; false where it is about an address that is no longer the node's.
+    pub fn hear(&mut self, report: Report) -> bool {
+        let Report { node, uri, answer } = report;
+        if self
+            .workers
+            .get(&node)
+            .is_none_or(|worker| worker.uri != uri)
+        {
+            return false;
+        }
+        match answer {
+            // What the kernel was told just now is newer than any probe.
+            Answer::Connected => drop(self.probes.remove(&node)),
+            Answer::Facts(facts) => drop(self.probes.insert(node.clone(), Ok(*facts))),
+            Answer::Failed(why) => drop(self.probes.insert(node.clone(), Err(why))),
+        }
+        self.refresh.remove(&node);
+        self.tried.insert(node);
+        true
+    }
+
+    /// Whether all that can be is as the topology says: what is left waits for nodes that were tried.
+    pub fn settled(&self, pass: &Pass) -> bool {
+        pass.steps == 0 && pass.wanting.is_subset(&self.tried)
+    }
+
+    fn say(&mut self, plan: &Plan) {
+        let refusals = plan.refusals.iter().map(ToString::to_string);
+        let now: BTreeSet<_> = refusals.chain(plan.notes.iter().cloned()).collect();
+        for text in now.difference(&self.said) {
+            if text.starts_with('!') {
+                warn!("refused: {text}");
+            } else {
+                info!("{text}");
+            }
+        }
+        self.said = now;
+    }
+
+    fn status(&self, pass: &Pass) -> String {
+        let mut text = format!(
+            "{} devices, {} nodes",
+            self.topology.devices.len(),
+            self.topology.nodes.len()
+        );
+        if !pass.wanting.is_empty() {
+            let names: Vec<_> = pass.wanting.iter().take(5).map(NodeName::as_str).collect();
+            text += &format!(
+                "; {} not fully connected: {}",
+                pass.wanting.len(),
+                names.join(", ")
+            );
+        }
+        if pass.refusals > 0 {
+            text += &format!("; {} changes refused (see `dstd plan`)", pass.refusals);
+        }
+        text
+    }
+}
+
+/// All steps but those of links, without the devices whose tables wait for an export's new size.
+fn steps_of_devices(plan: &Plan) -> Vec<Step> {
+    let mut growing: BTreeSet<&NodeName> = BTreeSet::new();
+    let mut skipped: BTreeSet<&DeviceName> = BTreeSet::new();
+    let mut steps = Vec::new();
+    for step in &plan.steps {
+        match &step.action {
+            Action::Connect(connect) => {
+                if connect.replace.is_some() {
+                    growing.insert(&connect.node);
+                }
+                continue;
+            }
+            Action::Load { device, lines, .. } => {
+                let args = lines.iter().filter_map(|line| DstArgs::of(line).ok());
+                let mut extents = args.flat_map(|args| args.extents);
+                if extents.any(|extent| growing.contains(&extent.node)) {
+                    skipped.insert(device);
+                }
+            }
+            _ => {}
+        }
+        if step
+            .action
+            .device()
+            .is_none_or(|device| !skipped.contains(device))
+        {
+            steps.push(step.clone());
+        }
+    }
+    steps
+}
+
+/// Everything that makes the loop look.
+struct Wakers {
+    reports: mpsc::UnboundedReceiver<Report>,
+    events: Option<mpsc::Receiver<KernelEvent>>,
+    hangup: Signal,
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+enum Wake {
+    Report(Report),
+    Event(KernelEvent),
+    Time,
+    Reload,
+    End,
+}
+
+impl Wakers {
+    fn new<K: Kernel>(
+        kernel: &K,
+        reports: mpsc::UnboundedReceiver<Report>,
+    ) -> Result<Self, RunError> {
+        let events = kernel
+            .events()
+            .map_err(|error| warn!(%error, "no kernel events; looking every {} s instead", IDLE.as_secs()))
+            .ok();
+        Ok(Self {
+            reports,
+            events,
+            hangup: signal(SignalKind::hangup())?,
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+        })
+    }
+
+    async fn next(&mut self, until: Instant) -> Wake {
+        let event = async {
+            match &mut self.events {
+                Some(events) => events.recv().await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            biased;
+            _ = self.terminate.recv() => Wake::End,
+            _ = self.interrupt.recv() => Wake::End,
+            _ = self.hangup.recv() => Wake::Reload,
+            Some(report) = self.reports.recv() => Wake::Report(report),
+            event = event => match event {
+                Some(event) => Wake::Event(event),
+                None => {
+                    warn!("kernel events ended; looking every {} s instead", IDLE.as_secs());
+                    self.events = None;
+                    Wake::Time
+                }
+            },
+            () = sleep_until(until) => Wake::Time,
+        }
+    }
+}
+
+/// Runs until SIGTERM or SIGINT.
+pub async fn run<K: Kernel + 'static, C: Connector>(
+    kernel: Arc<K>,
+    connector: Arc<C>,
+    paths: Vec<PathBuf>,
+) -> Result<(), RunError> {
+    let mut seen = Fingerprint::of(&paths);
+    let (mut daemon, inbox) = Daemon::new(Arc::clone(&kernel), connector, Topology::load(&paths)?);
+    let mut wakers = Wakers::new(kernel.as_ref(), inbox)?;
+    let mut schedule = Schedule::new();
+    loop {
+        if schedule.due() {
+            match daemon.pass().await {
+                Ok(pass) => {
+                    debug!(?pass, "pass");
+                    schedule.after(&pass);
+                    notify::state(schedule.ready(daemon.settled(&pass)), &daemon.status(&pass));
+                }
+                Err(error) if schedule.first => return Err(error.into()),
+                Err(error) => {
+                    error!(%error, "the kernel can't be looked at");
+                    schedule.after_failure();
+                }
+            }
+            schedule.first = false;
+        }
+        notify::alive();
+        match wakers.next(schedule.wake()).await {
+            Wake::End => break,
+            Wake::Reload => reload(&mut daemon, &paths, &mut schedule),
+            Wake::Report(report) => schedule.soon_if(daemon.hear(report)),
+            Wake::Event(event) => {
+                debug!(?event, "kernel event");
+                schedule.soon_if(true);
+            }
+            Wake::Time => {
+                let now = Fingerprint::of(&paths);
+                if now != seen {
+                    seen = now;
+                    reload(&mut daemon, &paths, &mut schedule);
+                }
+            }
+        }
+    }
+    info!("ending; devices and links stay as they are");
+    notify::stopping();
+    Ok(())
+}
+
+fn reload<K: Kernel + 'static, C: Connector>(
+    daemon: &mut Daemon<K, C>,
+    paths: &[PathBuf],
+    schedule: &mut Schedule,
+) {
+    match Topology::load(paths) {
+        Ok(topology) => {
+            info!("topology read again");
+            daemon.replace(topology);
+            schedule.soon_if(true);
+        }
+        Err(errors) => {
+            error!("the topology has errors, the last good one stays in force:\n{errors}")
+        }
+    }
+}
+
+/// When the next pass is due.
+struct Schedule {
+    first: bool,
+    ready: bool,
+    next: Instant,
+    retry: Duration,
+    /// Passes in a row that took steps.
+    busy: u32,
+}
+
+impl Schedule {
+    fn new() -> Self {
+        Self {
+            first: true,
+            ready: false,
+            next: Instant::now(),
+            retry: FIRST_RETRY,
+            busy: 0,
+        }
+    }
+
+    fn due(&self) -> bool {
+        Instant::now() >= self.next
+    }
+
+    fn wake(&self) -> Instant {
+        self.next.min(Instant::now() + TICK)
+    }
+
+    fn after(&mut self, pass: &Pass) {
+        self.busy = if pass.steps > 0 { self.busy + 1 } else { 0 };
+        if pass.failures > 0 || self.busy > BUSY {
+            return self.after_failure();
+        }
+        self.retry = FIRST_RETRY;
+        // Steps were taken: look whether they came out as meant.
+        let pause = if pass.steps > 0 { Duration::ZERO } else { IDLE };
+        self.next = Instant::now() + pause;
+    }
+
+    fn after_failure(&mut self) {
+        self.next = Instant::now() + self.retry;
+        self.retry = (self.retry * 2).min(LONGEST_RETRY);
+    }
+
+    /// Not sooner than a failed pass allows.
+    fn soon_if(&mut self, changed: bool) {
+        if changed && self.retry == FIRST_RETRY {
+            self.next = Instant::now();
+        }
+    }
+
+    /// True once, when the daemon has first settled.
+    fn ready(&mut self, settled: bool) -> bool {
+        let now = settled && !self.ready;
+        self.ready |= settled;
+        now
+    }
+}
+
+/// What systemd is told; without systemd nobody listens.
+mod notify {
+    use sd_notify::NotifyState;
+
+    fn send(states: &[NotifyState<'_>]) {
+        if let Err(error) = sd_notify::notify(false, states) {
+            tracing::debug!(%error, "systemd can't be told");
+        }
+    }
+
+    pub fn state(ready: bool, status: &str) {
+        if ready {
+            tracing::info!("ready: {status}");
+            send(&[NotifyState::Ready]);
+        }
+        send(&[NotifyState::Status(status)]);
+    }
+
+    pub fn alive() {
+        send(&[NotifyState::Watchdog]);
+    }
+
+    pub fn stopping() {
+        send(&[NotifyState::Stopping]);
+    }
+}

@@ -1,0 +1,364 @@
+//! apply and the daemon's passes against the simulated kernel, case by case.
+
+use std::sync::Arc;
+
+use super::run::Daemon;
+use super::worker::Report;
+use super::*;
+use crate::kernel::sim::{SimKernel, SimNodes, export};
+use crate::kernel::{Kernel, NbdFlags, NodeState};
+use crate::plan::Allowed;
+use crate::topology::Topology;
+use crate::units::NodeName;
+
+const MULTI: u16 = NbdFlags::CAN_MULTI_CONN;
+
+struct World {
+    kernel: Arc<SimKernel>,
+    nodes: Arc<SimNodes>,
+}
+
+impl World {
+    fn new() -> Self {
+        let nodes = SimNodes::default();
+        nodes
+            .exports()
+            .insert("nbd://a/".into(), export(1000, MULTI));
+        nodes.exports().insert("nbd://b/".into(), export(2000, 0));
+        Self {
+            kernel: Arc::default(),
+            nodes: Arc::new(nodes),
+        }
+    }
+
+    async fn apply(&self, text: &str) -> Result<Applied, ApplyError> {
+        self.apply_allowed(text, &Allowed::default()).await
+    }
+
+    async fn apply_allowed(&self, text: &str, allowed: &Allowed) -> Result<Applied, ApplyError> {
+        apply(&self.kernel, &self.nodes, &topology(text), allowed, |_| {}).await
+    }
+
+    fn table(&self) -> Vec<String> {
+        let devices = self.kernel.devices().unwrap();
+        devices
+            .iter()
+            .flat_map(|d| &d.lines)
+            .map(ToString::to_string)
+            .collect()
+    }
+
+    fn node(&self, name: &str) -> crate::kernel::ObservedNode {
+        self.kernel.state().nodes[&name.parse::<NodeName>().unwrap()].clone()
+    }
+}
+
+fn topology(text: &str) -> Topology {
+    let nodes =
+        "version: 1\nnodes: {a: {uri: \"nbd://a/\", links: 2}, b: {uri: \"nbd://b/\", links: 2}}\n";
+    Topology::parse_one("test.yaml", format!("{nodes}{text}")).unwrap()
+}
+
+const ONE: &str = "devices: {d: {table: [dst: {node: a}]}}";
+const TWO: &str = "devices: {d: {table: [dst: {node: a}, dst: {node: b}]}}";
+
+#[tokio::test]
+async fn a_device_is_made_and_then_left_alone() {
+    let world = World::new();
+    let applied = world.apply(TWO).await.unwrap();
+    assert_eq!(applied.steps, 5, "create, load, two connects, resume");
+    assert_eq!(
+        world.table(),
+        ["0 3000 dst 2 a 0 1000 b 0 2000 2 block_size 512"]
+    );
+    assert_eq!((world.node("a").live, world.node("a").wanted), (2, 2));
+    // Without multi-conn one link is all there may be.
+    assert_eq!(
+        (world.node("b").live, world.node("b").state),
+        (1, NodeState::Live)
+    );
+    let calls = world.kernel.state().calls.len();
+    assert_eq!(world.apply(TWO).await.unwrap().steps, 0);
+    assert_eq!(world.kernel.state().calls.len(), calls);
+}
+
+#[tokio::test]
+async fn growing_loads_before_it_suspends() {
+    let world = World::new();
+    world.apply(ONE).await.unwrap();
+    world.kernel.state().calls.clear();
+    world.apply(TWO).await.unwrap();
+    let calls = world.kernel.state().calls.clone();
+    assert_eq!(calls, ["load d", "links_set b", "suspend d", "resume d"]);
+    assert!(world.kernel.state().data_changes.is_empty());
+}
+
+#[tokio::test]
+async fn an_export_that_grew_makes_the_device_grow() {
+    let world = World::new();
+    world.apply(ONE).await.unwrap();
+    world
+        .nodes
+        .exports()
+        .insert("nbd://a/".into(), export(1500, MULTI));
+    world.kernel.state().calls.clear();
+    world.apply(ONE).await.unwrap();
+    let calls = world.kernel.state().calls.clone();
+    assert_eq!(calls, ["links_set a", "load d", "suspend d", "resume d"]);
+    assert_eq!(world.table(), ["0 1500 dst 1 a 0 1500 2 block_size 512"]);
+}
+
+#[tokio::test]
+async fn shrinking_and_reordering_need_to_be_named() {
+    let world = World::new();
+    world.apply(TWO).await.unwrap();
+    let before = world.table();
+    let error = world.apply(ONE).await.unwrap_err().to_string();
+    assert!(error.contains("shrink from 3000 to 1000"), "{error}");
+    assert!(error.contains("--allow-shrink d allows it"), "{error}");
+    let swapped = "devices: {d: {table: [dst: {node: b}, dst: {node: a}]}}";
+    let error = world.apply(swapped).await.unwrap_err().to_string();
+    assert!(
+        error.contains("sector 0 and what follows would show other data"),
+        "{error}"
+    );
+    assert_eq!(world.table(), before);
+    let mut allowed = Allowed::default();
+    allowed.shrink.insert("d".parse().unwrap());
+    world.apply_allowed(ONE, &allowed).await.unwrap();
+    assert_eq!(world.table(), ["0 1000 dst 1 a 0 1000 2 block_size 512"]);
+    assert!(
+        !world
+            .kernel
+            .state()
+            .nodes
+            .contains_key(&"b".parse().unwrap())
+    );
+}
+
+#[tokio::test]
+async fn an_unreachable_node_changes_nothing() {
+    let world = World::new();
+    world.nodes.exports().remove("nbd://b/");
+    let error = world.apply(TWO).await.unwrap_err().to_string();
+    assert!(
+        error.contains("nothing was changed") && error.contains("nbd://b/: connection refused"),
+        "{error}"
+    );
+    assert!(world.kernel.state().calls.is_empty());
+    let explicit = "devices: {d: {table: [dst: {node: b, length: 8s}]}}";
+    let error = world.apply(explicit).await.unwrap_err().to_string();
+    assert!(error.contains("nbd://b/: connection refused"), "{error}");
+    assert!(world.kernel.state().calls.is_empty());
+}
+
+#[tokio::test]
+async fn a_failed_step_is_taken_back() {
+    let world = World::new();
+    // The device-mapper's own limit on what may be loaded stands for any refusal of a load.
+    let raw = "devices: {d: {table: [dst: {node: a}]}, e: {table: [\"0 8 dst 1 b 0 8 3 block_size 512 read_only\"], read_only: true}}";
+    world.kernel.revive(crate::kernel::sim::Death::Before(3));
+    let error = world.apply(raw).await.unwrap_err().to_string();
+    assert!(error.contains("the daemon is dead"), "{error}");
+    world.kernel.revive(crate::kernel::sim::Death::Never);
+    world.apply(raw).await.unwrap();
+    assert_eq!(world.table().len(), 2);
+}
+
+#[tokio::test]
+async fn devices_of_others_are_never_touched() {
+    let world = World::new();
+    let name = "d".parse().unwrap();
+    let uuid = crate::kernel::DmUuid("LVM-x".into());
+    world
+        .kernel
+        .create(&name, &uuid, crate::kernel::Access::ReadWrite)
+        .unwrap();
+    world.kernel.state().calls.clear();
+    let error = world.apply(ONE).await.unwrap_err().to_string();
+    assert!(error.contains("isn't dstd's (UUID LVM-x)"), "{error}");
+    assert!(world.kernel.state().calls.is_empty());
+}
+
+#[tokio::test]
+async fn a_device_that_left_the_topology_stays_until_pruned() {
+    let world = World::new();
+    world.apply(ONE).await.unwrap();
+    let applied = world.apply("devices: {}").await.unwrap();
+    assert!(
+        applied.notes[0].contains("device d is dstd's and in no topology"),
+        "{:?}",
+        applied.notes
+    );
+    let prune = Allowed {
+        prune: true,
+        ..Allowed::default()
+    };
+    world
+        .kernel
+        .state()
+        .devices
+        .get_mut("d")
+        .unwrap()
+        .open_count = 1;
+    let error = world
+        .apply_allowed("devices: {}", &prune)
+        .await
+        .unwrap_err()
+        .to_string();
+    assert!(error.contains("in use (1 opened it)"), "{error}");
+    world
+        .kernel
+        .state()
+        .devices
+        .get_mut("d")
+        .unwrap()
+        .open_count = 0;
+    world.apply_allowed("devices: {}", &prune).await.unwrap();
+    assert!(world.kernel.state().devices.is_empty());
+}
+
+#[tokio::test]
+async fn a_read_only_export_makes_a_read_only_device() {
+    let world = World::new();
+    world
+        .nodes
+        .exports()
+        .insert("nbd://a/".into(), export(1000, MULTI | NbdFlags::READ_ONLY));
+    world.apply(ONE).await.unwrap();
+    assert_eq!(
+        world.table(),
+        ["0 1000 dst 1 a 0 1000 3 block_size 512 read_only"]
+    );
+    assert_eq!(
+        world.kernel.devices().unwrap()[0].access,
+        crate::kernel::Access::ReadOnly
+    );
+    let world = World::new();
+    world
+        .nodes
+        .exports()
+        .insert("nbd://a/".into(), export(1000, NbdFlags::READ_ONLY));
+    let error = world
+        .apply("devices: {d: {table: [dst: {node: a}], read_only: false}}")
+        .await
+        .unwrap_err()
+        .to_string();
+    assert!(error.contains("`read_only: false`"), "{error}");
+}
+
+#[tokio::test]
+async fn a_large_minimum_block_is_never_silently_taken() {
+    let world = World::new();
+    let mut big = export(1001, 0);
+    big.min_block = 4096;
+    world.nodes.exports().insert("nbd://b/".into(), big);
+    let error = world.apply(TWO).await.unwrap_err().to_string();
+    assert!(
+        error.contains("set `block_size: 4096` on device `d`"),
+        "{error}"
+    );
+    assert!(
+        error.contains("node `b`") && error.contains("test.yaml:3:"),
+        "{error}"
+    );
+    world
+        .apply("devices: {d: {block_size: 4096, table: [dst: {node: b}]}}")
+        .await
+        .unwrap();
+    // The last partial block of the export is left out.
+    assert_eq!(world.table(), ["0 1000 dst 1 b 0 1000 2 block_size 4096"]);
+}
+
+/// Passes until the daemon has settled; every report of its workers is heard.
+async fn settle(
+    daemon: &mut Daemon<SimKernel, SimNodes>,
+    inbox: &mut tokio::sync::mpsc::UnboundedReceiver<Report>,
+) {
+    for _ in 0..1000 {
+        let pass = daemon.pass().await.unwrap();
+        if daemon.settled(&pass) && pass.wanting.is_empty() {
+            return;
+        }
+        if !pass.wanting.is_empty() {
+            let report = inbox.recv().await.unwrap();
+            daemon.hear(report);
+        }
+    }
+    panic!("the daemon never settles");
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_daemon_brings_back_what_is_lost() {
+    let world = World::new();
+    let (mut daemon, mut inbox) =
+        Daemon::new(world.kernel.clone(), world.nodes.clone(), topology(TWO));
+    settle(&mut daemon, &mut inbox).await;
+    assert_eq!(
+        world.table(),
+        ["0 3000 dst 2 a 0 1000 b 0 2000 2 block_size 512"]
+    );
+    world.kernel.lose_links(&"a".parse().unwrap(), &[1]);
+    settle(&mut daemon, &mut inbox).await;
+    assert_eq!(world.node("a").live, 2);
+    assert_eq!(
+        world.node("a").generation.0,
+        3,
+        "only the lost link was made anew"
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_new_daemon_adopts_and_changes_nothing() {
+    let world = World::new();
+    let (mut daemon, mut inbox) =
+        Daemon::new(world.kernel.clone(), world.nodes.clone(), topology(TWO));
+    settle(&mut daemon, &mut inbox).await;
+    drop(daemon);
+    let calls = world.kernel.state().calls.len();
+    // Not even a probe is needed: the nodes may be out of reach for a second connection.
+    world.nodes.exports().clear();
+    let (mut daemon, mut inbox) =
+        Daemon::new(world.kernel.clone(), world.nodes.clone(), topology(TWO));
+    settle(&mut daemon, &mut inbox).await;
+    assert_eq!(world.kernel.state().calls.len(), calls);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_daemon_waits_for_a_node_and_serves_the_others() {
+    let world = World::new();
+    let late = world.nodes.exports().remove("nbd://b/").unwrap();
+    let both = "devices: {d: {table: [dst: {node: a}]}, e: {table: [dst: {node: b}]}}";
+    let (mut daemon, mut inbox) =
+        Daemon::new(world.kernel.clone(), world.nodes.clone(), topology(both));
+    for _ in 0..6 {
+        daemon.pass().await.unwrap();
+        let report = inbox.recv().await.unwrap();
+        daemon.hear(report);
+    }
+    assert_eq!(world.table(), ["0 1000 dst 1 a 0 1000 2 block_size 512"]);
+    world.nodes.exports().insert("nbd://b/".into(), late);
+    settle(&mut daemon, &mut inbox).await;
+    assert_eq!(world.table().len(), 2);
+}
+
+#[tokio::test]
+async fn nodes_of_tables_made_by_hand_get_their_links() {
+    let world = World::new();
+    let name = "hand".parse().unwrap();
+    let line = "0 8 dst 1 a 0 8".parse().unwrap();
+    world
+        .kernel
+        .create(
+            &name,
+            &crate::kernel::DmUuid::default(),
+            crate::kernel::Access::ReadWrite,
+        )
+        .unwrap();
+    world
+        .kernel
+        .load(&name, &[line], crate::kernel::Access::ReadWrite)
+        .unwrap();
+    world.apply("devices: {}").await.unwrap();
+    assert_eq!(world.node("a").live, 2);
+}
