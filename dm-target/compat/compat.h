@@ -15,6 +15,11 @@
 #include <linux/uio.h>
 #include <net/sock.h>
 
+/* Both were changed in 6.5: a kernel with neither means a probe that failed. */
+#if !defined(DMDST_HAVE_KERNEL_SENDPAGE) && !defined(DMDST_HAVE_BLK_OPEN_WRITE)
+#error "compat/probe.sh could not compile its probes"
+#endif
+
 /* 6.5, 05bdb9965305: block modes got a type and names of their own. */
 #ifdef DMDST_HAVE_BLK_OPEN_WRITE
 #define DMDST_MODE_WRITE BLK_OPEN_WRITE
