@@ -2,11 +2,12 @@
 //! Called by reconcile and cli before `plan`. Pure.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Display;
 use std::path::PathBuf;
 
 use super::Observed;
 use crate::table::{Facts, LocalFacts, Missing, RenderError, Table, nodes_of, render};
-use crate::topology::{Topology, ZeroCopy};
+use crate::topology::{Item, Topology, ZeroCopy};
 use crate::units::{DeviceName, NodeName};
 
 #[derive(Clone, Debug, Default)]
@@ -90,32 +91,48 @@ fn table_of(
             });
         }
     }
+    if let Some(refusal) = unseen_disk(topology, name, locals) {
+        return Err(refusal);
+    }
     render(name, spec, facts).map_err(|error| {
-        let place = topology.item_place(name, error.item());
-        let place = place.map_or_else(String::new, |p| format!("{p}: "));
-        match &error {
-            RenderError::Missing {
-                what: Missing::Node(node),
-                ..
-            } => {
-                let why = match observed.probes.get(node) {
-                    Some(Err(why)) => format!(" ({why})"),
-                    _ => String::new(),
-                };
-                let reason = format!("{place}{error}{why}");
-                Undecided::Waits {
-                    nodes: BTreeSet::from([node.clone()]),
-                    reason,
-                }
-            }
-            RenderError::Missing {
-                what: Missing::Local(path),
-                ..
-            } => match locals.get(path) {
-                Some(Err(why)) => Undecided::Refused(format!("{place}{why}")),
-                _ => Undecided::Refused(format!("{place}{error}")),
-            },
-            RenderError::Refused { .. } => Undecided::Refused(format!("{place}{error}")),
-        }
+        let text = at_item(topology, name, error.item(), &error);
+        let RenderError::Missing {
+            what: Missing::Node(node),
+            ..
+        } = &error
+        else {
+            return Undecided::Refused(text);
+        };
+        let why = match observed.probes.get(node) {
+            Some(Err(why)) => format!(" ({why})"),
+            _ => String::new(),
+        };
+        let nodes = BTreeSet::from([node.clone()]);
+        let reason = format!("{text}{why}");
+        Undecided::Waits { nodes, reason }
     })
+}
+
+/// A disk that can't be looked at is refused here: the kernel's own words would come too late.
+fn unseen_disk(
+    topology: &Topology,
+    name: &DeviceName,
+    locals: &BTreeMap<PathBuf, Result<LocalFacts, String>>,
+) -> Option<Undecided> {
+    let items = topology.devices[name].spec.table.iter().enumerate();
+    items.into_iter().find_map(|(i, item)| match item {
+        Item::Linear(linear) => {
+            let why = locals.get(&linear.device)?.as_ref().err()?;
+            Some(Undecided::Refused(at_item(topology, name, i, why)))
+        }
+        _ => None,
+    })
+}
+
+/// A text with the item's place before it.
+fn at_item(topology: &Topology, name: &DeviceName, item: usize, text: impl Display) -> String {
+    match topology.item_place(name, item) {
+        Some(place) => format!("{place}: {text}"),
+        None => text.to_string(),
+    }
 }

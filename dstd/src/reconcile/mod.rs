@@ -16,7 +16,7 @@ pub use apply::{Applied, ApplyError, apply, survey};
 pub use execute::{Executor, Failure, Mode};
 pub use links::{LinkError, connect};
 pub use observe::{Survey, locals, observe, probe_nodes};
-pub use run::{Daemon, run};
+pub use run::{Daemon, RunError, run};
 
 use std::sync::Arc;
 

@@ -1,0 +1,49 @@
+//! `dstd schema`, `completions` and `man`: pages made from the same source as the commands.
+//! Called by cli. They only print.
+
+use clap::Args;
+use clap_complete::Shell;
+
+use super::{Exit, Stop, command, print};
+use crate::topology::json_schema;
+
+/// Print the JSON schema of topology files, for editors
+#[derive(Debug, Args)]
+pub struct Schema {}
+
+impl Schema {
+    pub fn run(self) -> Result<Exit, Stop> {
+        print(json_schema())?;
+        Ok(Exit::Done)
+    }
+}
+
+/// Print completions for a shell
+#[derive(Debug, Args)]
+pub struct Completions {
+    shell: Shell,
+}
+
+impl Completions {
+    pub fn run(self) -> Result<Exit, Stop> {
+        let mut text = Vec::new();
+        clap_complete::generate(self.shell, &mut command(), "dstd", &mut text);
+        print(String::from_utf8_lossy(&text))?;
+        Ok(Exit::Done)
+    }
+}
+
+/// Write the man pages into a directory
+#[derive(Debug, Args)]
+pub struct Man {
+    #[arg(value_name = "DIRECTORY")]
+    directory: std::path::PathBuf,
+}
+
+impl Man {
+    pub fn run(self) -> Result<Exit, Stop> {
+        clap_mangen::generate_to(command(), &self.directory)
+            .map_err(|error| Stop::failed(format!("{}: {error}", self.directory.display())))?;
+        Ok(Exit::Done)
+    }
+}

@@ -1,0 +1,61 @@
+//! `dstd run`: the daemon.
+//! Called by cli. Sets up logs and memory, then hands over to reconcile.
+
+use clap::Args;
+use nix::sys::mman::{MlockAllFlags, mlockall};
+use tracing::warn;
+use tracing_subscriber::EnvFilter;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
+
+use super::args::TopologyArgs;
+use super::{Exit, Stop, system};
+use crate::reconcile::{RunError, run};
+
+/// Keep the kernel as the topology says, until told to end
+///
+/// Reads the topology again on SIGHUP and when a file changes. SIGTERM ends it and leaves devices and links as they are.
+#[derive(Debug, Args)]
+pub struct Run {
+    #[command(flatten)]
+    topology: TopologyArgs,
+    /// What to log: error, warn, info, debug, or a tracing filter
+    #[arg(long, value_name = "FILTER", default_value = "info", env = "DSTD_LOG")]
+    log: String,
+}
+
+impl Run {
+    pub fn run(self) -> Result<Exit, Stop> {
+        start_logs(&self.log)?;
+        // A daemon that serves swap or a root file system must not wait for its own pages.
+        if let Err(error) = mlockall(MlockAllFlags::MCL_CURRENT | MlockAllFlags::MCL_FUTURE) {
+            warn!(%error, "memory isn't locked; raise LimitMEMLOCK, or run as root");
+        }
+        let kernel = system::kernel()?;
+        let ended = system::block_on(run(kernel, system::connector(), self.topology.paths()))?;
+        match ended {
+            Ok(()) => Ok(Exit::Done),
+            Err(RunError::Topology(errors)) => Err(errors.into()),
+            Err(error) => Err(Stop::failed(error)),
+        }
+    }
+}
+
+/// To the journal under systemd, else to standard error.
+fn start_logs(filter: &str) -> Result<(), Stop> {
+    let filter = EnvFilter::try_new(filter)
+        .map_err(|error| Stop::new(Exit::Usage, format!("`{filter}` is no log filter: {error}")))?;
+    let registry = tracing_subscriber::registry().with(filter);
+    let journal = std::env::var_os("JOURNAL_STREAM").and_then(|_| tracing_journald::layer().ok());
+    match journal {
+        Some(journal) => registry.with(journal).init(),
+        None => registry
+            .with(
+                tracing_subscriber::fmt::layer()
+                    .with_writer(std::io::stderr)
+                    .with_target(false),
+            )
+            .init(),
+    }
+    Ok(())
+}
