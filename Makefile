@@ -1,0 +1,77 @@
+# The front door. `make help` lists the targets; each says in its script what
+# it installs and does nothing twice. Only `make install` touches this host's
+# kernel; everything else that needs one runs in a throwaway VM.
+
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+
+# Debian's cargo-web keeps its binaries apart; setup-host.sh says where.
+export PATH := $(PATH):/root/.cargo/bin:/usr/lib/rust-web/bin
+
+KERNEL ?= 6.12
+FILTER ?=
+PREFIX ?= /usr/local
+
+DST_VM = target/release/dst-vm
+
+##@ See it
+
+demo: vm-tools ## three nodes, one device, ext4 and LVM on it, in a VM
+	$(DST_VM) demo
+
+##@ Test it
+
+test: vm-tools lint ## unit tests and the VM tests on one stock kernel
+	tests/run $(KERNEL)
+
+test-all: vm-tools lint ## the same on every kernel: 6.1, 6.12 and sid's
+	tests/run 6.1 6.12 sid
+
+test-vm: vm-tools ## only VM tests: KERNEL=6.12 FILTER=part-of-a-name
+	$(DST_VM) run --kernel $(KERNEL) $(if $(FILTER),--filter $(FILTER))
+
+lint: setup-build ## formatting, clippy, shellcheck
+	cargo fmt --all --check
+	cargo clippy --all-targets --quiet -- -D warnings
+	shellcheck -x .ci/run tests/run scripts/*.sh tests/vm/*.sh tests/vm/cases/*.sh
+
+##@ Build it
+
+build: setup-build ## the dstd binary
+	cargo build --release --quiet
+
+module: setup-modules ## dm-dst.ko for KERNEL (6.1, 6.12 or sid), sparse-checked
+	scripts/build-module.sh $(KERNEL) --sparse
+
+modules: setup-modules ## dm-dst.ko for all three kernels, sparse-checked
+	scripts/build-modules.sh
+
+##@ Install it on this host
+
+install: build ## module (DKMS), daemon, udev rule and systemd unit
+	scripts/install.sh $(PREFIX)
+
+uninstall: ## what install put there
+	scripts/install.sh --remove $(PREFIX)
+
+##@ Help
+
+help: ## this list
+	@awk 'BEGIN {FS = ":.*## "} /^##@/ {printf "\n%s\n", substr($$0, 5)} \
+		/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+clean: ## what was built in this tree (caches stay: docs/testing.md)
+	cargo clean
+
+setup-build:
+	@scripts/setup-host.sh build
+
+setup-modules:
+	@scripts/setup-host.sh modules
+
+vm-tools: setup-build
+	@scripts/setup-host.sh vm
+	@cargo build --release --quiet --workspace
+
+.PHONY: demo test test-all test-vm lint build module modules install uninstall \
+	help clean setup-build setup-modules vm-tools
