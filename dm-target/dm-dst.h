@@ -192,6 +192,7 @@ struct dmdst_need {
 struct dmdst_node *dmdst_node_get(const char *name, bool create);
 void dmdst_node_put(struct dmdst_node *node);
 void dmdst_node_unuse(struct dmdst_node *node);
+unsigned int dmdst_nodes_seq(void);
 struct dmdst_node *dmdst_node_nth(unsigned long n);
 struct dmdst_need dmdst_node_need(struct dmdst_node *node);
 int dmdst_node_add_use(struct dmdst_use *use, char *reason);

@@ -7,10 +7,14 @@
  */
 #include <linux/capability.h>
 #include <linux/file.h>
+#include <linux/sched/mm.h>
 #include <linux/slab.h>
 #include <net/genetlink.h>
 #include "compat/compat.h"
 #include "dm-dst.h"
+
+/* A node with all its links, and as many that still drain. */
+#define DMDST_NODE_MSG_SIZE	8192
 
 static struct genl_family dmdst_family;
 
@@ -157,15 +161,17 @@ static int dmdst_put_conf(struct sk_buff *msg, struct dmdst_node *node)
 
 /* Everything NODE_GET says of a node. */
 static int dmdst_put_node(struct sk_buff *msg, struct dmdst_node *node,
-			  u32 portid, u32 seq, int flags)
+			  u32 portid, u32 seq, struct netlink_callback *dump)
 {
-	void *hdr = genlmsg_put(msg, portid, seq, &dmdst_family, flags,
-				DMDST_CMD_NODE_GET);
+	void *hdr = genlmsg_put(msg, portid, seq, &dmdst_family,
+				dump ? NLM_F_MULTI : 0, DMDST_CMD_NODE_GET);
 	int ret;
 
 	lockdep_assert_held(&node->conf);
 	if (!hdr)
 		return -EMSGSIZE;
+	if (dump)
+		genl_dump_check_consistent(dump, hdr);
 	ret = nla_put_string(msg, DMDST_A_NODE, node->name);
 	if (!ret)
 		ret = dmdst_put_conf(msg, node);
@@ -186,13 +192,13 @@ static int dmdst_put_node(struct sk_buff *msg, struct dmdst_node *node,
 
 static int dmdst_nl_reply_node(struct genl_info *info, struct dmdst_node *node)
 {
-	struct sk_buff *msg = nlmsg_new(NLMSG_GOODSIZE, GFP_KERNEL);
+	struct sk_buff *msg = nlmsg_new(DMDST_NODE_MSG_SIZE, GFP_KERNEL);
 	int ret;
 
 	lockdep_assert_held(&node->conf);
 	if (!msg)
 		return -ENOMEM;
-	ret = dmdst_put_node(msg, node, info->snd_portid, info->snd_seq, 0);
+	ret = dmdst_put_node(msg, node, info->snd_portid, info->snd_seq, NULL);
 	if (ret) {
 		nlmsg_free(msg);
 		return ret;
@@ -225,10 +231,11 @@ static int dmdst_nl_node_dump(struct sk_buff *msg, struct netlink_callback *cb)
 	ret = dmdst_nl_allowed(cb->skb, cb->extack);
 	if (ret)
 		return ret;
+	cb->seq = dmdst_nodes_seq();
 	while ((node = dmdst_node_nth(cb->args[0]))) {
 		mutex_lock(&node->conf);
 		ret = dmdst_put_node(msg, node, NETLINK_CB(cb->skb).portid,
-				     cb->nlh->nlmsg_seq, NLM_F_MULTI);
+				     cb->nlh->nlmsg_seq, cb);
 		mutex_unlock(&node->conf);
 		dmdst_node_put(node);
 		if (ret)
@@ -472,13 +479,17 @@ static int dmdst_nl_do_links_set(struct dmdst_node *node, struct genl_info *info
 static int dmdst_nl_links_set(struct sk_buff *skb, struct genl_info *info)
 {
 	struct dmdst_node *node = dmdst_nl_node(skb, info);
+	unsigned int noio;
 	int ret;
 
 	if (IS_ERR(node))
 		return PTR_ERR(node);
+	/* Reclaim may wait for the very links that come in here. */
+	noio = memalloc_noio_save();
 	mutex_lock(&node->conf);
 	ret = dmdst_nl_do_links_set(node, info);
 	mutex_unlock(&node->conf);
+	memalloc_noio_restore(noio);
 	dmdst_node_put(node);
 	return ret;
 }

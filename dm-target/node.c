@@ -13,6 +13,7 @@
 
 static DEFINE_MUTEX(dmdst_nodes_lock);
 static DEFINE_HASHTABLE(dmdst_nodes, 8);
+static unsigned int dmdst_nodes_changes = 1; /* dmdst_nodes_lock */
 
 /* ---- state ---- */
 
@@ -108,6 +109,7 @@ static struct dmdst_node *dmdst_node_create(const char *name)
 	INIT_LIST_HEAD(&node->links);
 	INIT_LIST_HEAD(&node->queue);
 	dmdst_flush_init(node);
+	dmdst_nodes_changes++;
 	hash_add(dmdst_nodes, &node->hash, full_name_hash(NULL, name, strlen(name)));
 	return node;
 }
@@ -127,6 +129,17 @@ struct dmdst_node *dmdst_node_get(const char *name, bool create)
 		node->users++;
 	mutex_unlock(&dmdst_nodes_lock);
 	return node;
+}
+
+/* Changes with the set of nodes: a dump that saw two values starts again. */
+unsigned int dmdst_nodes_seq(void)
+{
+	unsigned int seq;
+
+	mutex_lock(&dmdst_nodes_lock);
+	seq = dmdst_nodes_changes;
+	mutex_unlock(&dmdst_nodes_lock);
+	return seq;
 }
 
 /* The @n-th node with a reference, or NULL: for dumps. */
@@ -198,8 +211,10 @@ void dmdst_node_unuse(struct dmdst_node *node)
 
 	mutex_lock(&dmdst_nodes_lock);
 	last = !--node->users;
-	if (last)
+	if (last) {
 		hash_del(&node->hash);
+		dmdst_nodes_changes++;
+	}
 	mutex_unlock(&dmdst_nodes_lock);
 
 	if (last) {
