@@ -1,95 +1,161 @@
-//! The real kernel behind the traits of `kernel`. Provisional: the connector is real, the kernel not yet
-//! (every call is refused with a text that says so).
+//! The real kernel and real nodes behind the traits of `kernel`.
+//!
+//! Owns the joining of `dm`, `netlink` and `nbd`, and the wording of their errors. Called by
+//! reconcile and cli. Decides nothing; each method is one effect.
+
 use std::path::Path;
 use std::time::Duration;
 
 use tokio::sync::mpsc;
 
-use super::*;
+use super::{
+    Access, ConnectError, Connection, Connector, DmUuid, Flush, Kernel, KernelError, KernelEvent,
+    LinksSet, LocalDevice, Negotiated, ObservedDevice, ObservedNode, local_device,
+};
+use crate::dm::Dm;
+use crate::nbd::client::HANDSHAKE_TIMEOUT;
+use crate::nbd::{self, NbdError, NbdUri};
+use crate::netlink::{NetlinkError, client as netlink, events};
+use crate::table::Line;
+use crate::units::{DeviceName, NodeName, Slot};
 
 #[derive(Debug)]
-pub struct RealKernel(());
+pub struct RealKernel {
+    dm: Dm,
+}
 
 impl RealKernel {
+    /// Needs root; says so where that is what is missing.
     pub fn open() -> Result<Self, KernelError> {
-        Err(KernelError::new(
-            "reach the kernel",
-            None,
-            "this build of dstd has no kernel side yet",
-        ))
+        Ok(RealKernel { dm: Dm::open()? })
     }
 }
 
-fn none<T>() -> Result<T, KernelError> {
-    Err(KernelError::new(
-        "reach the kernel",
-        None,
-        "this build of dstd has no kernel side yet",
-    ))
+fn said(what: impl Into<String>) -> impl FnOnce(NetlinkError) -> KernelError {
+    move |error| KernelError::new(what, error.errno(), error.to_string())
 }
 
 impl Kernel for RealKernel {
     fn devices(&self) -> Result<Vec<ObservedDevice>, KernelError> {
-        none()
+        self.dm.devices()
     }
+
     fn nodes(&self) -> Result<Vec<ObservedNode>, KernelError> {
-        none()
+        match netlink::nodes() {
+            Err(NetlinkError::FamilyAbsent) => Ok(Vec::new()),
+            other => other.map_err(said("list the nodes")),
+        }
     }
+
     fn local_device(&self, path: &Path) -> Result<LocalDevice, KernelError> {
         local_device(path)
     }
-    fn create(&self, _: &DeviceName, _: &DmUuid, _: Access) -> Result<(), KernelError> {
-        none()
+
+    fn create(
+        &self,
+        device: &DeviceName,
+        uuid: &DmUuid,
+        access: Access,
+    ) -> Result<(), KernelError> {
+        self.dm.create(device, uuid, access)
     }
-    fn load(&self, _: &DeviceName, _: &[Line], _: Access) -> Result<(), KernelError> {
-        none()
+
+    fn load(&self, device: &DeviceName, lines: &[Line], access: Access) -> Result<(), KernelError> {
+        self.dm.load(device, lines, access)
     }
-    fn clear(&self, _: &DeviceName) -> Result<(), KernelError> {
-        none()
+
+    fn clear(&self, device: &DeviceName) -> Result<(), KernelError> {
+        self.dm.clear(device)
     }
-    fn suspend(&self, _: &DeviceName, _: Flush) -> Result<(), KernelError> {
-        none()
+
+    fn suspend(&self, device: &DeviceName, flush: Flush) -> Result<(), KernelError> {
+        self.dm.suspend(device, flush)
     }
-    fn resume(&self, _: &DeviceName) -> Result<(), KernelError> {
-        none()
+
+    fn resume(&self, device: &DeviceName) -> Result<(), KernelError> {
+        self.dm.resume(device)
     }
-    fn remove(&self, _: &DeviceName) -> Result<(), KernelError> {
-        none()
+
+    fn remove(&self, device: &DeviceName) -> Result<(), KernelError> {
+        self.dm.remove(device)
     }
-    fn links_set(&self, _: LinksSet) -> Result<ObservedNode, KernelError> {
-        none()
+
+    fn links_set(&self, links: LinksSet) -> Result<ObservedNode, KernelError> {
+        netlink::links_set(&links).map_err(said(format!("hand links to node {}", links.node)))
     }
-    fn links_drop(&self, _: &NodeName, _: &[Slot], _: bool) -> Result<(), KernelError> {
-        none()
+
+    fn links_drop(&self, node: &NodeName, slots: &[Slot], force: bool) -> Result<(), KernelError> {
+        netlink::links_drop(node, slots, force).map_err(said(format!("drop links of node {node}")))
     }
-    fn node_set(&self, _: &NodeName, _: u32) -> Result<(), KernelError> {
-        none()
+
+    fn node_set(&self, node: &NodeName, wanted: u32) -> Result<(), KernelError> {
+        let what = format!("set the number of links of node {node} to {wanted}");
+        netlink::node_set(node, wanted).map_err(said(what))
     }
-    fn fail_pending(&self, _: &NodeName) -> Result<(), KernelError> {
-        none()
+
+    fn fail_pending(&self, node: &NodeName) -> Result<(), KernelError> {
+        let what = format!("fail what is pending on node {node}");
+        netlink::fail_pending(node).map_err(said(what))
     }
+
     fn events(&self) -> Result<mpsc::Receiver<KernelEvent>, KernelError> {
-        none()
+        events::listen().map_err(said("listen to dm-dst's events"))
     }
 }
 
-#[derive(Clone, Debug, Default)]
-pub struct RealConnector(());
+/// NBD over TCP and Unix sockets; each handshake has the same limit.
+#[derive(Debug, Clone, Copy)]
+pub struct RealConnector {
+    limit: Duration,
+}
 
-const LIMIT: Duration = Duration::from_secs(10);
+impl Default for RealConnector {
+    fn default() -> Self {
+        RealConnector {
+            limit: HANDSHAKE_TIMEOUT,
+        }
+    }
+}
+
+fn unreachable(uri: &NbdUri, error: &NbdError) -> ConnectError {
+    ConnectError {
+        message: format!("{uri}: {error}"),
+    }
+}
 
 impl Connector for RealConnector {
     async fn probe(&self, uri: &NbdUri) -> Result<Negotiated, ConnectError> {
-        let found = crate::nbd::probe(uri, LIMIT).await;
-        found.map_err(|error| ConnectError {
-            message: error.to_string(),
-        })
+        let probed = nbd::probe(uri, self.limit).await;
+        probed.map_err(|e| unreachable(uri, &e))
     }
 
     async fn connect(&self, uri: &NbdUri) -> Result<Connection, ConnectError> {
-        let connection = crate::nbd::connect(uri, LIMIT).await;
-        connection.map_err(|error| ConnectError {
-            message: error.to_string(),
-        })
+        let connected = nbd::connect(uri, self.limit).await;
+        connected.map_err(|e| unreachable(uri, &e))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn an_unreachable_node_is_named_with_its_address() {
+        let uri: NbdUri = "nbd+unix:///disk?socket=/nonexistent/s".parse().unwrap();
+        let connector = RealConnector::default();
+        let text = connector.connect(&uri).await.unwrap_err().to_string();
+        assert!(
+            text.starts_with("nbd+unix:///disk?socket=/nonexistent/s: "),
+            "{text}"
+        );
+        assert!(text.contains("can't connect"), "{text}");
+    }
+
+    #[test]
+    fn a_refusal_keeps_operation_errno_and_words() {
+        let error = said("do it")(NetlinkError::FamilyAbsent);
+        let expected = "do it: dm-dst module isn't loaded: modprobe dm-dst";
+        assert_eq!(error.to_string(), expected);
+        assert!(error.is(nix::errno::Errno::ENOENT));
     }
 }
