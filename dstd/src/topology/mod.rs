@@ -8,6 +8,8 @@ mod nearest;
 mod scalar;
 mod schema;
 mod spec;
+#[cfg(test)]
+mod tests;
 mod yaml;
 
 pub use error::{At, Path, PathStep, Place, TopologyError, TopologyErrors};

@@ -3,11 +3,12 @@
 
 /// The candidate with the fewest changed letters, where that is few enough to be a slip.
 pub fn nearest<'a>(found: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
-    let most = (found.chars().count() / 3).max(1);
+    let letters = found.chars().count();
+    let most = (letters / 3).max(1);
     candidates
         .into_iter()
         .map(|candidate| (distance(found, candidate), candidate))
-        .filter(|(distance, _)| *distance <= most)
+        .filter(|(distance, _)| *distance <= most && *distance < letters)
         .min()
         .map(|(_, candidate)| candidate)
 }

@@ -98,8 +98,9 @@ pub enum Item {
 )]
 pub struct DstItem {
     pub node: NodeName,
-    /// Where the range begins; 0 where it isn't given.
+    /// Where the range begins; 0s where it isn't given.
     #[serde(default)]
+    #[schemars(extend("default" = "0s"))]
     pub offset: Sectors,
     /// How long it is; up to the end of the export where it isn't given.
     pub length: Option<Sectors>,
@@ -114,7 +115,9 @@ pub struct DstItem {
 pub struct LinearItem {
     /// Path of a block device.
     pub device: PathBuf,
+    /// Where the range begins; 0s where it isn't given.
     #[serde(default)]
+    #[schemars(extend("default" = "0s"))]
     pub offset: Sectors,
     pub length: Option<Sectors>,
 }

@@ -1,0 +1,367 @@
+//! What each mistake in a topology says, and where; and that everything that is right is read.
+
+use super::*;
+
+fn errors(text: &str) -> String {
+    Topology::parse_one("t.yaml", text).unwrap_err().to_string()
+}
+
+/// Each text (below `version: 1`) with the place and words of its error.
+fn all_wrong(cases: &[(&str, &str, &str)]) {
+    for (text, place, says) in cases {
+        let found = errors(&format!("version: 1\n{text}"));
+        assert!(
+            found.starts_with(&format!("t.yaml:{place}: ")),
+            "{text}\n=> {found}"
+        );
+        assert!(
+            found.contains(says),
+            "{text}\n=> {found}\nshould say {says}"
+        );
+    }
+}
+
+const NODE_A: &str = "nodes: {a: {uri: 'nbd://h/'}}\n";
+
+#[test]
+fn a_full_topology_is_read() {
+    let topology = Topology::parse_one(
+        "t.yaml",
+        "version: 1
+nodes:
+  alpha: {uri: \"nbd://10.0.0.1:10809/disk0\", links: 4}
+  beta:
+    uri: nbd://storage2.example/archive
+    links: 2
+    policy: queue
+    quiesce: 10s
+    eof_fences: no
+    zero_copy: off
+    unknown_restart: trust
+devices:
+  archive:
+    block_size: 4096
+    read_only: false
+    no_discard: true
+    table:
+      - dst: {node: alpha}
+      - dst: {node: beta, offset: 1GiB, length: 10GiB}
+      - linear: {device: /dev/vdb}
+      - \"0 2097152 zero\"
+",
+    )
+    .unwrap();
+    let beta = &topology.nodes[&"beta".parse().unwrap()].spec;
+    assert_eq!((beta.links.0, beta.zero_copy), (2, ZeroCopy::Off));
+    let archive = &topology.devices[&"archive".parse().unwrap()].spec;
+    assert_eq!(archive.table.len(), 4);
+    assert_eq!(
+        (archive.block_size.bytes(), archive.no_discard),
+        (4096, true)
+    );
+}
+
+#[test]
+fn an_error_shows_its_line() {
+    let found = errors("version: 1\nnodes: {a: {uri: 'nbd://h/', lnks: 2}}\n");
+    assert_eq!(
+        found,
+        "t.yaml:2:30: nodes.a: unknown key `lnks`, expected one of `uri`, `links`, `policy`, `quiesce`, \
+         `eof_fences`, `zero_copy`, `unknown_restart`; did you mean `links`?\n    \
+         nodes: {a: {uri: 'nbd://h/', lnks: 2}}\n                                 ^"
+    );
+}
+
+#[test]
+fn the_file_itself_can_be_wrong() {
+    for (text, says) in [
+        ("", "t.yaml:1:1: the file is empty"),
+        ("# only this\n", "the file is empty"),
+        ("nodes: {}\n", "missing key `version`"),
+        (
+            "version: 2\n",
+            "t.yaml:1:10: version: version `2` is not known",
+        ),
+        ("version: 1\n---\nversion: 1\n", "second document"),
+        ("version: 1\nnodes: {a: [}\n", "t.yaml:2:"),
+        (
+            "- version: 1\n",
+            "a mapping with version, nodes and devices",
+        ),
+        (
+            "version: 1\nversion: 1\n",
+            "t.yaml:2:1: the key `version` stands here a second time",
+        ),
+        ("version: 1\ndevises: {}\n", "did you mean `devices`?"),
+    ] {
+        let found = errors(text);
+        assert!(found.contains(says), "{text}\n=> {found}");
+    }
+}
+
+#[test]
+fn nodes_can_be_wrong() {
+    all_wrong(&[
+        ("nodes: {a: {}}", "2:12", "missing key `uri`"),
+        ("nodes: {a: {uri: 'http://h/'}}", "2:18", "http"),
+        ("nodes: {a: {uri: 'nbds://h/'}}", "2:18", "later step"),
+        (
+            "nodes: {'a b': {uri: 'nbd://h/'}}",
+            "2:9",
+            "` ` is not allowed",
+        ),
+        (
+            "nodes: {a: {uri: 'nbd://h/', links: 0}}",
+            "2:37",
+            "write 1 to 32",
+        ),
+        (
+            "nodes: {a: {uri: 'nbd://h/', links: many}}",
+            "2:37",
+            "`many` is no number of links",
+        ),
+        (
+            "nodes: {a: {uri: 'nbd://h/', zero_copy: maybe}}",
+            "2:41",
+            "auto or on or off",
+        ),
+        (
+            "nodes: {a: {uri: 'nbd://h/', policy: drop}}",
+            "2:38",
+            "`drop` is no policy",
+        ),
+        (
+            "nodes: {a: {uri: 'nbd://h/', policy: error}}",
+            "2:38",
+            "not supported yet by this version",
+        ),
+        (
+            "nodes: {a: {uri: 'nbd://h/', policy: {queue_for: 5m}}}",
+            "2:38",
+            "not supported yet by this version",
+        ),
+        (
+            "nodes: {a: {uri: 'nbd://h/', policy: {queue_for: soon}}}",
+            "2:50",
+            "`soon` is no length of time",
+        ),
+        (
+            "nodes: {a: {uri: 'nbd://h/', quiesce: never}}",
+            "2:39",
+            "not supported yet by this version",
+        ),
+        (
+            "nodes: {a: {uri: 'nbd://h/', eof_fences: yes}}",
+            "2:42",
+            "not supported yet by this version",
+        ),
+        (
+            "nodes: {a: {uri: 'nbd://h/', unknown_restart: eio}}",
+            "2:47",
+            "not supported yet by this version",
+        ),
+        (
+            "nodes:\n  a: {uri: 'nbd://h/'}\n  a: {uri: 'nbd://i/'}",
+            "4:3",
+            "`a` stands here a second time",
+        ),
+        ("nodes: [a]", "2:8", "expected a map"),
+    ]);
+}
+
+#[test]
+fn devices_can_be_wrong() {
+    let cases = [
+        ("devices: {d: {}}", "3:14", "missing key `table`"),
+        (
+            "devices: {d: {table: []}}",
+            "3:22",
+            "the table of d is empty",
+        ),
+        (
+            "devices: {d: {table: [dst: {node: b}]}}",
+            "3:35",
+            "there is no node `b`: the nodes are a",
+        ),
+        (
+            "devices: {d: {table: [dst: {node: gamma}]}}",
+            "3:35",
+            "there is no node `gamma`: the nodes are a",
+        ),
+        (
+            "devices: {d: {table: [dst: a]}}",
+            "3:28",
+            "{node: NAME, offset: SIZE, length: SIZE}",
+        ),
+        (
+            "devices: {d: {table: [dst: {}]}}",
+            "3:28",
+            "missing key `node`",
+        ),
+        (
+            "devices: {d: {table: [dts: {node: a}]}}",
+            "3:23",
+            "`dts` is no kind of item",
+        ),
+        ("devices: {d: {table: [{}]}}", "3:23", "the item is empty"),
+        (
+            "devices: {d: {table: [{dst: {node: a}, linear: {device: /dev/x}}]}}",
+            "3:40",
+            "`linear` is a second",
+        ),
+        (
+            "devices: {d: {table: [dst: {node: a, length: 1GB}]}}",
+            "3:46",
+            "uses the unit `GB`",
+        ),
+        (
+            "devices: {d: {table: [dst: {node: a, length: 4096}]}}",
+            "3:46",
+            "write `4096s` for sectors",
+        ),
+        (
+            "devices: {d: {table: [dst: {node: a, length: 0s}]}}",
+            "3:46",
+            "the length is 0",
+        ),
+        (
+            "devices: {d: {table: [dst: {node: a, offset: 15TiB, length: 99999999TiB}]}}",
+            "3:61",
+            "larger than",
+        ),
+        (
+            "devices: {d: {block_size: 513, table: [dst: {node: a}]}}",
+            "3:27",
+            "`513` is no block size",
+        ),
+        (
+            "devices: {d: {block_size: 4096, table: [dst: {node: a, offset: 1s}]}}",
+            "3:64",
+            "no multiple of the device's block_size 4096",
+        ),
+        (
+            "devices: {d: {table: [linear: {device: vdb}]}}",
+            "3:40",
+            "`vdb` is no absolute path",
+        ),
+        (
+            "devices: {d: {read_only: maybe, table: [dst: {node: a}]}}",
+            "3:26",
+            "expected a boolean",
+        ),
+        (
+            "devices: {d: {table: ['zero']}}",
+            "3:23",
+            "`zero` is no table line",
+        ),
+        (
+            "devices: {d: {table: ['0 x zero']}}",
+            "3:23",
+            "`x` is no length in sectors",
+        ),
+        (
+            "devices: {d: {table: ['0 0 zero']}}",
+            "3:23",
+            "the length is 0",
+        ),
+        (
+            "devices: {d: {table: ['0 8 zero', '9 8 zero']}}",
+            "3:35",
+            "starts at 9, the item before it ends at 8",
+        ),
+        (
+            "devices: {d: {table: ['0 8 dst 1 b 0 8']}}",
+            "3:23",
+            "there is no node `b`",
+        ),
+        (
+            "devices: {d: {table: ['0 9 dst 1 a 0 8']}}",
+            "3:23",
+            "the extents add up to 8 sectors, the line has 9",
+        ),
+        (
+            "devices: {d: {table: ['0 8 dst 1 a 0 8 1 x']}}",
+            "3:23",
+            "`x` is no feature",
+        ),
+    ];
+    for (text, place, says) in cases {
+        all_wrong(&[(&format!("{NODE_A}{text}"), place, says)]);
+    }
+}
+
+#[test]
+fn shared_ranges_are_found_with_both_places() {
+    let device = |name: &str, items: &str| format!("  {name}: {{table: [{items}]}}\n");
+    let head = format!("version: 1\n{NODE_A}devices:\n");
+    let whole = "dst: {node: a}";
+    let low = "dst: {node: a, length: 8s}";
+    let high = "dst: {node: a, offset: 8s}";
+    let twice = errors(&format!(
+        "{head}{}",
+        device("d", &format!("{whole}, {high}"))
+    ));
+    assert!(
+        twice.starts_with(
+            "t.yaml:4:31: d uses sectors 8 and up of node `a` twice, first at t.yaml:4:15"
+        ),
+        "{twice}"
+    );
+    let two = errors(&format!("{head}{}{}", device("d", whole), device("e", low)));
+    assert!(
+        two.starts_with(
+            "t.yaml:5:15: d and e both write sectors 0 to 8 of node `a`, the other at t.yaml:4:15"
+        ),
+        "{two}"
+    );
+    let raw = errors(&format!(
+        "{head}{}{}",
+        device("d", high),
+        device("e", "'0 8 dst 1 a 1 8'")
+    ));
+    assert!(raw.contains("d and e both write sectors 8 to 9"), "{raw}");
+    for right in [
+        format!("{head}{}{}", device("d", low), device("e", high)),
+        format!("{head}{}", device("d", &format!("{high}, {low}"))),
+        format!(
+            "{head}{}{}",
+            device("d", whole),
+            "  e: {read_only: true, table: [dst: {node: a}]}\n"
+        ),
+    ] {
+        Topology::parse_one("t.yaml", right).unwrap();
+    }
+}
+
+#[test]
+fn several_errors_are_told_at_once() {
+    let found = errors(&format!(
+        "version: 1\n{NODE_A}devices:\n  d: {{table: [dst: {{node: x}}]}}\n  e: {{table: []}}\n"
+    ));
+    assert_eq!(found.matches("t.yaml:").count(), 2, "{found}");
+}
+
+#[test]
+fn what_a_place_is_asked_for_is_found() {
+    let text = format!(
+        "version: 1\n{NODE_A}devices:\n  d:\n    table:\n      - dst: {{node: a}}\n      - 0 8 zero\n"
+    );
+    let topology = Topology::parse_one("t.yaml", text).unwrap();
+    let place = |item| {
+        topology
+            .item_place(&"d".parse().unwrap(), item)
+            .unwrap()
+            .to_string()
+    };
+    assert_eq!(
+        (place(0), place(1)),
+        ("t.yaml:6:9".into(), "t.yaml:7:9".into())
+    );
+}
+
+#[test]
+fn anchors_work_and_their_errors_have_a_place() {
+    let text = "version: 1\nnodes:\n  a: &n {uri: 'nbd://h/', links: 2}\n  b: *n\n";
+    let topology = Topology::parse_one("t.yaml", text).unwrap();
+    assert_eq!(topology.nodes[&"b".parse().unwrap()].spec.links.0, 2);
+}
