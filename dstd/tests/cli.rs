@@ -1,5 +1,7 @@
 //! The binary as a person meets it: texts and exit statuses of what needs no kernel and no node.
 
+#![allow(clippy::unwrap_used)]
+
 use std::fs;
 
 use assert_cmd::Command;

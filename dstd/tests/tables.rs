@@ -1,6 +1,8 @@
 //! Holds every topology of dmsetup-tables/ to the table beside it, and the published schema to the types.
 //! Sizes come from NAME.sizes, so no node is asked.
 
+#![allow(clippy::unwrap_used)]
+
 use std::fs;
 use std::path::{Path, PathBuf};
 

@@ -25,6 +25,9 @@ struct Device {
     cells: Vec<(u64, u64)>,
 }
 
+/// A device's name, and its extents as (node, offset, length).
+type Extents = (String, Vec<(u64, u64, u64)>);
+
 /// What happens between two topologies.
 #[derive(Clone, Debug)]
 enum Event {
@@ -76,7 +79,7 @@ fn death() -> impl Strategy<Value = Death> {
 struct World {
     kernel: Arc<SimKernel>,
     nodes: Arc<SimNodes>,
-    devices: Vec<(String, Vec<(u64, u64, u64)>)>,
+    devices: Vec<Extents>,
     links: Vec<u64>,
     sizes: Vec<u64>,
     next_cell: Vec<u64>,
@@ -102,7 +105,7 @@ impl World {
 
     /// Every second node may have one link only.
     fn publish(&self, node: u64) {
-        let flags = if node % 2 == 0 {
+        let flags = if node.is_multiple_of(2) {
             NbdFlags::CAN_MULTI_CONN
         } else {
             0
@@ -221,7 +224,7 @@ impl World {
 }
 
 /// The extents of the live tables, in order.
-fn live(kernel: &SimKernel) -> Vec<(String, Vec<(u64, u64, u64)>)> {
+fn live(kernel: &SimKernel) -> Vec<Extents> {
     let devices = kernel.devices().unwrap();
     let extents = |device: &ObservedDevice| {
         let args = device.lines.iter().map(|line| DstArgs::of(line).unwrap());
@@ -273,7 +276,7 @@ async fn run_for_a_while(world: &World) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 600, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 400, ..ProptestConfig::default() })]
 
     #[test]
     fn apply_arrives_whatever_died_before(history in proptest::collection::vec((event(), death(), any::<bool>()), 1..16)) {

@@ -280,17 +280,28 @@ impl Wakers {
         kernel: &K,
         reports: mpsc::UnboundedReceiver<Report>,
     ) -> Result<Self, RunError> {
-        let events = kernel
-            .events()
-            .map_err(|error| warn!(%error, "no kernel events; looking every {} s instead", IDLE.as_secs()))
-            .ok();
-        Ok(Self {
+        let mut wakers = Self {
             reports,
-            events,
+            events: None,
             hangup: signal(SignalKind::hangup())?,
             terminate: signal(SignalKind::terminate())?,
             interrupt: signal(SignalKind::interrupt())?,
-        })
+        };
+        if let Err(error) = wakers.listen(kernel) {
+            info!(
+                "no kernel events yet, looking every {} s until they come: {error}",
+                IDLE.as_secs()
+            );
+        }
+        Ok(wakers)
+    }
+
+    /// Events begin when the module is there: with the first table, or after it was loaded anew.
+    fn listen<K: Kernel>(&mut self, kernel: &K) -> Result<(), KernelError> {
+        if self.events.is_none() {
+            self.events = Some(kernel.events()?);
+        }
+        Ok(())
     }
 
     async fn next(&mut self, until: Instant) -> Wake {
@@ -309,7 +320,7 @@ impl Wakers {
             event = event => match event {
                 Some(event) => Wake::Event(event),
                 None => {
-                    warn!("kernel events ended; looking every {} s instead", IDLE.as_secs());
+                    warn!("kernel events ended; looking every {} s until they come back", IDLE.as_secs());
                     self.events = None;
                     Wake::Time
                 }
@@ -355,6 +366,9 @@ pub async fn run<K: Kernel + 'static, C: Connector>(
                 schedule.soon_if(true);
             }
             Wake::Time => {
+                if let Err(error) = wakers.listen(kernel.as_ref()) {
+                    debug!(%error, "no kernel events");
+                }
                 let now = Fingerprint::of(&paths);
                 if now != seen {
                     seen = now;
