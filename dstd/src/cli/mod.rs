@@ -4,6 +4,7 @@
 mod apply;
 mod args;
 mod fail_pending;
+mod flusher;
 mod pages;
 mod plan;
 mod probe;

@@ -8,7 +8,7 @@ use clap::Args;
 use super::args::{TopologyArgs, check_device};
 use super::{Exit, Stop, print, system};
 use crate::plan::{Allowed, plan};
-use crate::reconcile::survey;
+use crate::reconcile::{survey, unreachable};
 use crate::topology::Topology;
 use crate::units::DeviceName;
 
@@ -59,12 +59,8 @@ impl Plan {
         let (survey, _) = system::block_on(survey(&kernel, &connector, &topology))??;
         let plan = plan(&survey.desired, &survey.observed, &allowed);
         let mut text = plan.to_string();
-        for (node, probe) in &survey.observed.probes {
-            if let Err(why) = probe {
-                text += &format!(
-                    "Node {node} doesn't answer, so apply would stop before it changes anything: {why}\n"
-                );
-            }
+        for reason in unreachable(&plan, &survey) {
+            text += &format!("apply would stop before it changes anything: {reason}\n");
         }
         print(text)?;
         Ok(match (plan.refusals.is_empty(), plan.steps.is_empty()) {

@@ -9,7 +9,7 @@ use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
 use super::args::TopologyArgs;
-use super::{Exit, Stop, system};
+use super::{Exit, Stop, flusher, system};
 use crate::reconcile::{RunError, run};
 
 /// Keep the kernel as the topology says, until told to end
@@ -27,7 +27,10 @@ pub struct Run {
 impl Run {
     pub fn run(self) -> Result<Exit, Stop> {
         start_logs(&self.log)?;
-        // A daemon that serves swap or a root file system must not wait for its own pages.
+        // A daemon that serves swap or a root file system must not wait for its own pages, nor write any to get memory.
+        if let Err(error) = flusher::set() {
+            warn!(%error, "PR_SET_IO_FLUSHER isn't set; run as root");
+        }
         if let Err(error) = mlockall(MlockAllFlags::MCL_CURRENT | MlockAllFlags::MCL_FUTURE) {
             warn!(%error, "memory isn't locked; raise LimitMEMLOCK, or run as root");
         }

@@ -7,6 +7,9 @@ use super::{Action, Connect, Plan, Refusal, Step};
 use crate::kernel::Access;
 use crate::units::Slot;
 
+/// Characters of a table line that are shown.
+const LINE_SHOWN: usize = 400;
+
 impl fmt::Display for Action {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -33,7 +36,7 @@ impl fmt::Display for Action {
                 };
                 write!(f, "~ load a{access} table for device {device}")?;
                 for line in lines {
-                    write!(f, "\n      {line}")?;
+                    write!(f, "\n      {}", cut(&line.to_string()))?;
                 }
                 Ok(())
             }
@@ -47,6 +50,14 @@ impl fmt::Display for Action {
             Self::Connect(connect) => connect.fmt(f),
             Self::SetWanted { node, wanted } => write!(f, "~ set node {node} to {wanted} links"),
         }
+    }
+}
+
+/// Lines with thousands of extents are cut: `dstd table` shows them whole.
+fn cut(line: &str) -> String {
+    match line.char_indices().nth(LINE_SHOWN) {
+        Some((cut, _)) => format!("{}... ({} more characters)", &line[..cut], line.len() - cut),
+        None => line.to_owned(),
     }
 }
 

@@ -102,8 +102,8 @@ pub async fn apply<K: Kernel + 'static, C: Connector>(
     Ok(applied)
 }
 
-/// What the plan needs of nodes that didn't answer.
-fn unreachable(plan: &Plan, survey: &Survey) -> Vec<String> {
+/// What the plan needs of nodes that didn't answer; apply does nothing while there is any.
+pub fn unreachable(plan: &Plan, survey: &Survey) -> Vec<String> {
     let mut texts = Vec::new();
     for step in &plan.steps {
         if let Action::Connect(want) = &step.action

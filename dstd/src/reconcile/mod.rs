@@ -12,7 +12,7 @@ mod run;
 mod tests;
 mod worker;
 
-pub use apply::{Applied, ApplyError, apply, survey};
+pub use apply::{Applied, ApplyError, apply, survey, unreachable};
 pub use execute::{Executor, Failure, Mode};
 pub use links::{LinkError, connect};
 pub use observe::{Survey, locals, observe, probe_nodes};
