@@ -68,9 +68,10 @@ version_of() { apt-cache --no-all-versions show "linux-image-$1" | sed -n 's/^Ve
 # The packages of one kernel: the image is split differently from suite to suite, so follow Depends.
 kernel_packages() {
     local rel=$1 what=$2 base=${1%-cloud-amd64}
+    base=${base//./\\.} base=${base//+/\\+}
     apt-cache --recurse --no-recommends --no-suggests --no-conflicts --no-breaks --no-replaces \
         --no-enhances depends "linux-$what-$rel" |
-        grep -oE "^linux-[a-z]+-$(sed 's/[.+]/\\&/g' <<<"$base")(-cloud-amd64|-common)?\$" | sort -u
+        grep -oE "^linux-[a-z]+-$base(-cloud-amd64|-common)?\$|^linux-kbuild-.*" | sort -u
 }
 
 unpack() {
@@ -84,10 +85,10 @@ unpack() {
     (cd "$out/debs" && apt-get -qq download $pkgs) ||
         skip_kernel "$NAME" "can't download $rel from Debian's archive"
     for deb in "$out"/debs/*.deb; do dpkg -x "$deb" "$out"; done
-    rm -rf "$out/debs" "$out/usr/share"
+    rm -rf "${out:?}/debs" "${out:?}/usr/share"
     find "$out/boot" "$out/lib/modules" -name 'vmlinuz*' -type f -exec mv {} "$out/vmlinuz" \; 2>/dev/null || true
     [[ -s $out/vmlinuz ]] || die "the packages of $rel hold no vmlinuz"
-    rm -rf "$out/boot"
+    rm -rf "${out:?}/boot"
     find "$out/lib/modules" -name '*.ko.xz' -print0 | xargs -0r -n 64 -P "$(nproc)" xz -d
     find "$out/lib/modules" -name '*.ko.zst' -print0 | xargs -0r -n 64 -P "$(nproc)" zstd -q --rm -d
     rm -f "$out/lib/modules/$rel"/{build,source}

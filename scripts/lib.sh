@@ -4,6 +4,7 @@
 # Everything made goes to a temporary directory first and gets its name by one rename under a lock,
 # so an interrupted or doubled run leaves either the whole thing or nothing.
 
+# shellcheck disable=SC2034  # used by those who source this
 CACHE=${DST_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/dst}
 MIRROR=${DST_MIRROR:-http://deb.debian.org/debian}
 SECURITY_MIRROR=${DST_SECURITY_MIRROR:-http://deb.debian.org/debian-security}

@@ -33,7 +33,7 @@ setup_vm() {
 }
 
 setup_modules() {
-    need "to build the kernel module" gcc make sparse kmod xz-utils zstd libelf1 mmdebstrap debian-archive-keyring
+    need "to build the kernel module" gcc make sparse pahole kmod xz-utils zstd libelf1 mmdebstrap debian-archive-keyring
 }
 
 (($#)) || set -- build vm modules

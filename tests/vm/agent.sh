@@ -8,7 +8,8 @@ PAYLOAD=/dst/payload
 RESULTS=/dst/results
 HERE=$PAYLOAD/tests/vm
 PORT=/dev/ttyS1
-export STATE=$RESULTS/state T=/var/lib/dst/test TRACE=/dev/null
+export LVM_SUPPRESS_FD_WARNINGS=1 STATE=$RESULTS/state T=/var/lib/dst/test TRACE=/dev/null
+export CGROUP
 CGROUP=/sys/fs/cgroup$(cut -d: -f3- /proc/self/cgroup)
 # shellcheck source=tests/vm/cleanup.sh
 source "$HERE/cleanup.sh"
@@ -29,8 +30,11 @@ install_payload() {
     local file
     mkdir -p "$STATE" "$RESULTS/logs"
     if [[ -n $(ls -A $PAYLOAD/bin) ]]; then install -m 755 -t /usr/local/bin $PAYLOAD/bin/*; fi
-    for file in "$PAYLOAD"/udev/*.rules; do
-        [[ -e $file ]] && install -m 644 -t /etc/udev/rules.d "$file"
+    for file in "$PAYLOAD"/udev/*; do
+        case $file in
+        *.rules) install -m 644 -t /etc/udev/rules.d "$file" ;;
+        *) install -m 755 -t /usr/lib/udev "$file" ;;
+        esac
     done
     for file in "$PAYLOAD"/systemd/*; do
         [[ -e $file ]] && install -m 644 -t /etc/systemd/system "$file"
@@ -63,7 +67,7 @@ power_off() {
 # Puts a test's processes into a group of their own, so that cleanup finds every one of them.
 in_test_group() { (
     echo "$BASHPID" >"$CGROUP/test/cgroup.procs"
-    exec "$@"
+    exec "$@" 3>&- 4<&-
 ); }
 
 # What was stuck where: the only witness of a test that ran out of time.
@@ -82,6 +86,7 @@ run_test() {
     local name=$1 limit=$4 expect=$5 log=$RESULTS/logs/$1.log began status
     printf '%s\n' "$name" >"$STATE/current"
     [[ -s $STATE/phase ]] || { echo 0 >"$STATE/phase" && klog_mark "$name"; }
+    sync -f "$STATE" # else a VM that dies now would run this test again, for ever
     tell "start $name $limit"
     began=$EPOCHREALTIME
     mkdir -p "$T"
@@ -106,7 +111,10 @@ run_test() {
 
 # Cleanup and the kernel log can still fail a test that passed.
 finish_test() {
-    local name=$1 status=$2 expect=$3 began=$4 dirty=0
+    local name=$1 status=$2 expect=$3 began=$4 dirty=0 file
+    for file in "$T"/nodes/*/log; do
+        [[ -s $file ]] && { echo "--- ${file#"$T"/} (its end)" && tail -n 40 "$file"; } >>"$RESULTS/logs/$name.log"
+    done
     if ! cleanup >>"$RESULTS/logs/$name.log" 2>"$STATE/left"; then
         { echo "left behind after cleanup:" && cat "$STATE/left"; } >>"$STATE/why"
         status=1 dirty=1
@@ -189,26 +197,28 @@ wanted() {
 # The test that was running when the VM died without having asked for it.
 report_interrupted() {
     [[ -s $STATE/current ]] || return 0
-    local name
+    local name expect
     name=$(<"$STATE/current")
     if [[ -s $STATE/reboot ]]; then return 0; fi
+    expect=$(awk -F'\t' -v n="$name" '$1 == n { print $5 }' "$STATE/tests")
     echo "the VM died or was reset during this test; see console.log" >>"$STATE/why"
-    verdict "$name" 1 - 0
+    verdict "$name" 1 "$expect" 0
     echo "$name" >>"$STATE/finished"
     rm -f "$STATE"/{current,phase,why,skip,left,splats,reboot,allowed}
 }
 
 run_tests() {
-    local name file fn limit expect comment topic=
+    local name file fn limit expect topic=
+    bash "$HERE/list.sh" >"$STATE/tests"
     report_interrupted
     check_boot
-    while IFS=$'\t' read -r name file fn limit expect comment <&4; do
+    while IFS=$'\t' read -r name file fn limit expect _ <&4; do
         wanted "$name" || continue
         grep -qsxF "$name" "$STATE/finished" && continue
         if [[ -n $topic && $topic != "${name%%.*}" ]]; then reload_module "$topic"; fi
         topic=${name%%.*}
         run_test "$name" "$file" "$fn" "$limit" "$expect"
-    done 4< <(bash "$HERE/list.sh")
+    done 4<"$STATE/tests"
     [[ -z $topic ]] || reload_module "$topic"
     power_off 0
 }
@@ -217,7 +227,7 @@ run_demo() {
     local status=0
     if have_module; then modprobe dm-dst; fi
     mkdir -p "$T"
-    in_test_group bash "$HERE/demo.sh" >&3 2>&1 </dev/null || status=$?
+    in_test_group bash "$HERE/demo.sh" >"$PORT" 2>&1 </dev/null || status=$?
     dmesg >"$RESULTS/logs/demo.klog"
     if klog_splats demo >"$STATE/splats"; then
         tell "fail demo 0"
@@ -230,7 +240,7 @@ run_demo() {
 main() {
     stty -F $PORT raw -echo
     exec 3>$PORT
-    mkdir -p "$CGROUP"/{agent,test}
+    mkdir -p "$CGROUP"/{agent,test,nodes}
     echo $$ >"$CGROUP/agent/cgroup.procs"
     install_payload
     # shellcheck source=/dev/null

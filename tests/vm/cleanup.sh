@@ -25,8 +25,7 @@ stop_daemons() {
 }
 
 pkill_wait() {
-    local n
-    for n in {1..50}; do
+    for _ in {1..50}; do
         pgrep -x "$1" >/dev/null || return 0
         sleep 0.1
     done
@@ -43,13 +42,13 @@ unmount_all() {
 
 # Suspended devices first: everything else would hang on them.
 remove_dm_devices() {
-    local name round
+    local name
     [[ $(dmsetup ls) == "No devices found" ]] && return 0
     for name in $(dmsetup info -c --noheadings -o name -S 'suspended=1' 2>/dev/null); do
         timeout 20 dmsetup resume "$name"
     done
     timeout 60 vgchange -q -an >/dev/null 2>&1
-    for round in {1..8}; do
+    for _ in {1..8}; do
         dmsetup ls | grep -q '^No devices' && return 0
         for name in $(dmsetup info -c --noheadings -o name -S 'open=0' 2>/dev/null); do
             timeout 20 dmsetup remove --retry "$name"
@@ -60,12 +59,11 @@ remove_dm_devices() {
     done
 }
 
-# Servers and everything else the test started: one group, one kill.
-kill_test_group() {
-    local n
-    echo 1 >"$CGROUP/test/cgroup.kill"
-    for n in {1..100}; do
-        grep -q 'populated 0' "$CGROUP/test/cgroup.events" && return 0
+# kill_group test|nodes: everything the test started, or the servers.
+kill_group() {
+    echo 1 >"$CGROUP/$1/cgroup.kill"
+    for _ in {1..100}; do
+        grep -q 'populated 0' "$CGROUP/$1/cgroup.events" && return 0
         sleep 0.1
     done
 }
@@ -104,8 +102,8 @@ check_nothing_left() {
     local left
     left=$(
         dmsetup ls | grep -v '^No devices' | sed 's/^/dm device: /'
-        grep -q 'populated 1' "$CGROUP/test/cgroup.events" &&
-            xargs -r ps -o pid,stat,wchan:24,args -p <"$CGROUP/test/cgroup.procs" | sed 's/^/process: /'
+        cat "$CGROUP"/{test,nodes}/cgroup.procs | xargs -r ps --no-headers -o pid,stat,wchan:24,args -p |
+            sed 's/^/process: /'
         findmnt -rno TARGET,SOURCE | grep -E ' /dev/(mapper/|dm-|md|nbd)' | sed 's/^/mount: /'
         ip netns list | sed 's/^/namespace: /'
         grep -E '^md[0-9]' /proc/mdstat 2>/dev/null | sed 's/^/md: /'
@@ -121,11 +119,12 @@ cleanup() {
     {
         run_deferred
         stop_daemons
+        kill_group test
         unmount_all
         [[ ! -e /proc/mdstat ]] || timeout 30 mdadm --stop --scan
         remove_dm_devices
         drop_nbd_and_loops
-        kill_test_group
+        kill_group nodes
         drop_namespaces
         wipe_scratch
         rm -rf "$T"

@@ -7,7 +7,6 @@
 source "$(dirname "${BASH_SOURCE[0]}")/nodes.sh"
 
 export TABLES=/dst/payload/dmsetup-tables
-export DM_DISABLE_UDEV=
 
 fail() {
     [[ -s $STATE/why ]] || printf '%s\n' "$*" >"$STATE/why"
@@ -61,9 +60,8 @@ defer() { printf '%s\n' "$*" >>"$STATE/deferred"; }
 # scratch N: the path of the empty local disk N (0-3, 3 GiB, discards).
 scratch() { readlink -f "/dev/disk/by-id/virtio-scratch$1"; }
 
-# bytes N SUFFIX-FREE: make_file PATH BYTES writes reproducible random bytes.
-make_file() { openssl_free_random "$2" >"$1"; }
-openssl_free_random() { head -c "$1" /dev/urandom; }
+# make_file PATH BYTES: a file of random bytes.
+make_file() { head -c "$2" /dev/urandom >"$1"; }
 
 # A test that survives a reboot calls reboot_vm (or crash_vm) in its first part; the same function then
 # runs again with after_reboot true. phase tells how many reboots there were.

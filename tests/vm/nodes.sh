@@ -23,7 +23,7 @@ node_log() { echo "$(node_dir "$1")/log"; }
 in_node() {
     local name=$1
     shift
-    nsenter --net="/run/netns/n-$name" -- "$@"
+    nsenter --net="/run/netns/n-$name" -- "$@" 9>&-
 }
 
 # A node keeps its namespace and number when its server is stopped and started again.
@@ -46,14 +46,30 @@ make_node_net() {
 
 listens() { [[ -n $(in_node "$1" ss -Hltn "sport = :$NODE_PORT") ]]; }
 
-# launch NAME EXPORT COMMAND...: the server itself, detached, its output in node_log; returns when it listens.
-launch() {
-    local name=$1 dir
-    dir=$(node_dir "$name")
-    printf 'nbd://%s:%s/%s\n' "$(node_addr "$name")" "$NODE_PORT" "$2" >"$dir/uri"
-    shift 2
-    in_node "$name" setsid "$@" >>"$dir/log" 2>&1 </dev/null 9>&- &
+write_uri() { printf 'nbd://%s:%s/%s\n' "$(node_addr "$1")" "$NODE_PORT" "$2" >"$(node_dir "$1")/uri"; }
+
+# Servers have a process group of their own: cleanup ends them last, when no device needs them any more.
+to_node_group() { echo "$BASHPID" >"$CGROUP/nodes/cgroup.procs"; }
+
+# detach NAME COMMAND...: in a session of its own, its output in node_log, its end no error of the test's.
+detach() {
+    local dir
+    dir=$(node_dir "$1")
+    shift
+    (
+        trap - ERR
+        to_node_group
+        exec setsid "$@" >>"$dir/log" 2>&1 </dev/null 9>&-
+    ) &
     echo $! >"$dir/pid"
+}
+
+# launch NAME EXPORT COMMAND...: the server in the node's namespace; returns when it listens.
+launch() {
+    local name=$1
+    write_uri "$name" "$2"
+    shift 2
+    detach "$name" nsenter --net="/run/netns/n-$name" -- "$@"
     wait_until 30 "server of node $name" listens "$name"
 }
 
@@ -63,7 +79,7 @@ start_nbdkit() {
     shift
     (($#)) || set -- file "$(node_image "$name")"
     make_node_net "$name"
-    launch "$name" "" nbdkit --foreground --exit-with-parent --port "$NODE_PORT" "$@"
+    launch "$name" "" nbdkit --foreground --port "$NODE_PORT" "$@"
 }
 
 # start_qemu_nbd NAME [ARG...]: qemu-nbd, by default raw $T/NAME.img, shared by 8 clients; export NAME.
@@ -73,7 +89,7 @@ start_qemu_nbd() {
     (($#)) || set -- --format=raw "$(node_image "$name")"
     make_node_net "$name"
     launch "$name" "$name" qemu-nbd --persistent --shared=8 --cache=writeback --discard=unmap \
-        --detect-zeroes=off --export-name="$name" --port="$NODE_PORT" "$@"
+        --detect-zeroes=off --export-name="$name" --bind=:: --port="$NODE_PORT" "$@"
 }
 
 # start_nbd_server NAME [CONFIG_LINE...]: nbd-server serving $T/NAME.img as export NAME, with these lines added.
@@ -87,7 +103,10 @@ start_nbd_server() {
         printf '[%s]\nexportname = %s\nflush = true\nfua = true\ntrim = true\n' "$name" "$(node_image "$name")"
         (($#)) && printf '%s\n' "$@"
     } >"$dir/nbd-server.conf"
-    launch "$name" "$name" nbd-server --nodaemon -C "$dir/nbd-server.conf"
+    # as a daemon: with -d it would end after one connection
+    write_uri "$name" "$name"
+    (to_node_group && in_node "$name" nbd-server -C "$dir/nbd-server.conf" -p "$dir/pid" >>"$dir/log" 2>&1)
+    wait_until 30 "server of node $name" listens "$name"
 }
 
 # start_unix_nbdkit NAME [ARG...]: nbdkit on the Unix socket $T/NAME.sock; no namespace.
@@ -98,8 +117,7 @@ start_unix_nbdkit() {
     dir=$(node_dir "$name")
     mkdir -p "$dir"
     echo "nbd+unix:///?socket=$T/$name.sock" >"$dir/uri"
-    setsid nbdkit --foreground --unix "$T/$name.sock" "$@" >>"$dir/log" 2>&1 </dev/null 9>&- &
-    echo $! >"$dir/pid"
+    detach "$name" nbdkit --foreground --unix "$T/$name.sock" "$@"
     wait_until 30 "server of node $name" test -S "$T/$name.sock"
 }
 
@@ -118,5 +136,10 @@ pause_node() { kill -STOP -- "-$(node_pid "$1")"; }
 resume_node() { kill -CONT -- "-$(node_pid "$1")"; }
 
 # cut_node / heal_node NAME: the network swallows every packet to and from the node.
-cut_node() { ip link set "vh$(cat "$(node_dir "$1")/number")" down; }
-heal_node() { ip link set "vh$(cat "$(node_dir "$1")/number")" up; }
+cut_node() {
+    in_node "$1" nft 'table inet cut {
+        chain in { type filter hook input priority 0; policy drop; }
+        chain out { type filter hook output priority 0; policy drop; }
+    }'
+}
+heal_node() { in_node "$1" nft delete table inet cut; }

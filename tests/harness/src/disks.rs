@@ -146,7 +146,7 @@ fn copy_tree(from: &Path, to: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Every udev rule and systemd unit below `dir`, by its ending.
+/// Everything in a folder `udev` below `dir` (rules and what they call), and every systemd unit.
 fn collect_system_files(dir: &Path, stage: &Path) -> Result<()> {
     if !dir.is_dir() {
         return Ok(());
@@ -158,7 +158,7 @@ fn collect_system_files(dir: &Path, stage: &Path) -> Result<()> {
             continue;
         }
         let kind = match path.extension().and_then(|e| e.to_str()) {
-            Some("rules") => "udev",
+            _ if dir.ends_with("udev") => "udev",
             Some("service" | "target" | "socket" | "path" | "timer") => "systemd",
             _ => continue,
         };
