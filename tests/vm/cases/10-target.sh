@@ -51,9 +51,23 @@ test_waiting_device() {
     assert_contains "$(udevadm info /dev/mapper/dev)" "SYSTEMD_READY=0"
     assert_not_contains "$(udevadm info /dev/mapper/dev)" "ID_FS_TYPE"
     assert_eq "$(awk '{print $1 + $5}' "/sys/block/$(basename "$(readlink -f /dev/mapper/dev)")/stat")" 0 "bios the scanners sent"
-    run timeout 5 dd if=/dev/mapper/dev of=/dev/null bs=4k count=1 iflag=direct,nonblock status=none
-    assert_ok dmsetup suspend --noflush dev
+    assert_ok dmsetup remove dev
+}
+
+queued_is() { [[ $(dmsetup status --noflush dev | awk '{print $10}') == "$1" ]]; }
+
+# A read of a node without links queues; a noflush suspend takes it back at once; fail-pending ends it.
+test_queue_and_push_back() {
+    assert_ok dmsetup create dev --table "0 2048 dst 1 alpha 0 2048"
+    dd if=/dev/mapper/dev of=/dev/null bs=4k count=1 iflag=direct status=none &
+    wait_until 10 "the read in the node's queue" queued_is 1
+    assert_ok timeout 20 dmsetup suspend --noflush dev
+    assert_ok queued_is 0
     assert_ok dmsetup resume dev
+    wait_until 10 "the read in the queue again" queued_is 1
+    assert_ok dstd fail-pending alpha
+    if wait $!; then fail "the read succeeded"; fi
+    assert_ok queued_is 0
     assert_ok dmsetup remove dev
 }
 
