@@ -5,9 +5,6 @@
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 
-# Debian's cargo-web keeps its binaries apart; setup-host.sh says where.
-export PATH := $(PATH):/root/.cargo/bin:/usr/lib/rust-web/bin
-
 KERNEL ?= 6.12
 FILTER ?=
 PREFIX ?= /usr/local
@@ -30,7 +27,7 @@ test-all: vm-tools lint ## the same on every kernel: 6.1, 6.12 and sid's
 test-vm: vm-tools ## only VM tests: KERNEL=6.12 FILTER=part-of-a-name
 	$(DST_VM) run --kernel $(KERNEL) $(if $(FILTER),--filter $(FILTER))
 
-lint: setup-build ## formatting, clippy, shellcheck
+lint: setup-lint ## formatting, clippy, shellcheck
 	cargo fmt --all --check
 	cargo clippy --all-targets --quiet -- -D warnings
 	shellcheck -x .ci/run tests/run scripts/*.sh tests/vm/*.sh tests/vm/cases/*.sh
@@ -66,6 +63,9 @@ clean: ## what was built in this tree (caches stay: docs/testing.md)
 setup-build:
 	@scripts/setup-host.sh build
 
+setup-lint: setup-build
+	@scripts/setup-host.sh lint
+
 setup-modules:
 	@scripts/setup-host.sh modules
 
@@ -74,4 +74,4 @@ vm-tools: setup-build
 	@cargo build --release --quiet --workspace
 
 .PHONY: demo test test-all test-vm lint build module modules install uninstall \
-	help clean setup-build setup-modules vm-tools
+	help clean setup-build setup-lint setup-modules vm-tools

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# setup-host.sh [build|vm|modules]...: makes a bare Debian 12 able to build dstd (build), to run the test VM
-# (vm) and to build dm-dst.ko (modules); all three without an argument. Called by the Makefile and dst-vm.
+# setup-host.sh [build|lint|vm|modules]...: makes a bare Debian 12 able to build dstd (build), to run the test VM
+# (vm), to build dm-dst.ko (modules) and to lint (lint); all without an argument. Called by the Makefile and dst-vm.
 # Installs only what is missing, says so, and never touches the host's kernel.
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -36,10 +36,17 @@ setup_modules() {
     need "to build the kernel module" gcc make sparse pahole kmod xz-utils zstd libelf1 mmdebstrap debian-archive-keyring
 }
 
-(($#)) || set -- build vm modules
+# The linters of the toolchain in use: rustup brings its own, Debian's are packages.
+setup_lint() {
+    need "to check scripts" shellcheck
+    cargo clippy --version >/dev/null 2>&1 || need "to lint Rust" rust-web-clippy
+    cargo fmt --version >/dev/null 2>&1 || need "to check Rust's formatting" rustfmt-web
+}
+
+(($#)) || set -- build lint vm modules
 for part in "$@"; do
     case $part in
-    build | vm | modules) "setup_$part" ;;
-    *) die "unknown part '$part': build, vm or modules" ;;
+    build | lint | vm | modules) "setup_$part" ;;
+    *) die "unknown part '$part': build, lint, vm or modules" ;;
     esac
 done
