@@ -314,3 +314,7 @@ fn table(header: &[&str], rows: impl Iterator<Item = Vec<String>>) -> String {
         .collect();
     format!("{}\n", lines.join("\n"))
 }
+
+#[cfg(test)]
+#[path = "status_tests.rs"]
+mod tests;

@@ -220,24 +220,8 @@ fn permitted(
     allowed: &Allowed,
     plan: &mut Plan,
 ) -> Option<String> {
-    let (old_blocks, new_blocks) = (block_sizes(&device.lines), block_sizes(&table.lines));
-    if !old_blocks.is_empty() && !new_blocks.is_empty() && old_blocks.last() != new_blocks.last() {
-        plan.refuse(
-            subject(name),
-            "its block_size can't change while it exists: `dstd remove` it first, or put the old block_size back",
-            None,
-        );
-        return None;
-    }
-    if device.access == Access::ReadWrite
-        && table.access == Access::ReadOnly
-        && device.open_count > 0
-    {
-        plan.refuse(
-            subject(name),
-            "it would become read-only while in use: unmount or deactivate what is on it first",
-            None,
-        );
+    if let Some(reason) = never(device, table) {
+        plan.refuse(subject(name), reason, None);
         return None;
     }
     match compare(&device.lines, &table.lines) {
@@ -274,6 +258,20 @@ fn permitted(
             None
         }
     }
+}
+
+/// Why no flag can allow the change.
+fn never(device: &ObservedDevice, table: &Table) -> Option<&'static str> {
+    let (old, new) = (block_sizes(&device.lines), block_sizes(&table.lines));
+    if !old.is_empty() && !new.is_empty() && old.last() != new.last() {
+        return Some(
+            "its block_size can't change while it exists: `dstd remove` it first, or put the old block_size back",
+        );
+    }
+    let becomes_read_only = device.access == Access::ReadWrite && table.access == Access::ReadOnly;
+    (becomes_read_only && device.open_count > 0).then_some(
+        "it would become read-only while in use: unmount or deactivate what is on it first",
+    )
 }
 
 fn size(lines: &[Line]) -> u64 {

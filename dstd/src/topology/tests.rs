@@ -23,6 +23,192 @@ fn all_wrong(cases: &[(&str, &str, &str)]) {
 
 const NODE_A: &str = "nodes: {a: {uri: 'nbd://h/'}}\n";
 
+/// Text, place, words.
+type Wrong = (&'static str, &'static str, &'static str);
+
+const WRONG_NODES: &[Wrong] = &[
+    ("nodes: {a: {}}", "2:12", "missing key `uri`"),
+    ("nodes: {a: {uri: 'http://h/'}}", "2:18", "http"),
+    ("nodes: {a: {uri: 'nbds://h/'}}", "2:18", "later step"),
+    (
+        "nodes: {'a b': {uri: 'nbd://h/'}}",
+        "2:9",
+        "` ` is not allowed",
+    ),
+    (
+        "nodes: {a: {uri: 'nbd://h/', links: 0}}",
+        "2:37",
+        "write 1 to 32",
+    ),
+    (
+        "nodes: {a: {uri: 'nbd://h/', links: many}}",
+        "2:37",
+        "`many` is no number of links",
+    ),
+    (
+        "nodes: {a: {uri: 'nbd://h/', zero_copy: maybe}}",
+        "2:41",
+        "auto or on or off",
+    ),
+    (
+        "nodes: {a: {uri: 'nbd://h/', policy: drop}}",
+        "2:38",
+        "`drop` is no policy",
+    ),
+    (
+        "nodes: {a: {uri: 'nbd://h/', policy: error}}",
+        "2:38",
+        "not supported yet by this version",
+    ),
+    (
+        "nodes: {a: {uri: 'nbd://h/', policy: {queue_for: 5m}}}",
+        "2:38",
+        "not supported yet by this version",
+    ),
+    (
+        "nodes: {a: {uri: 'nbd://h/', policy: {queue_for: soon}}}",
+        "2:50",
+        "`soon` is no length of time",
+    ),
+    (
+        "nodes: {a: {uri: 'nbd://h/', quiesce: never}}",
+        "2:39",
+        "not supported yet by this version",
+    ),
+    (
+        "nodes: {a: {uri: 'nbd://h/', eof_fences: yes}}",
+        "2:42",
+        "not supported yet by this version",
+    ),
+    (
+        "nodes: {a: {uri: 'nbd://h/', unknown_restart: eio}}",
+        "2:47",
+        "not supported yet by this version",
+    ),
+    (
+        "nodes:\n  a: {uri: 'nbd://h/'}\n  a: {uri: 'nbd://i/'}",
+        "4:3",
+        "`a` stands here a second time",
+    ),
+    ("nodes: [a]", "2:8", "expected a map"),
+];
+
+/// Below a node `a`.
+const WRONG_DEVICES: &[Wrong] = &[
+    ("devices: {d: {}}", "3:14", "missing key `table`"),
+    (
+        "devices: {d: {table: []}}",
+        "3:22",
+        "the table of d is empty",
+    ),
+    (
+        "devices: {d: {table: [dst: {node: b}]}}",
+        "3:35",
+        "there is no node `b`: the nodes are a",
+    ),
+    (
+        "devices: {d: {table: [dst: {node: gamma}]}}",
+        "3:35",
+        "there is no node `gamma`: the nodes are a",
+    ),
+    (
+        "devices: {d: {table: [dst: a]}}",
+        "3:28",
+        "{node: NAME, offset: SIZE, length: SIZE}",
+    ),
+    (
+        "devices: {d: {table: [dst: {}]}}",
+        "3:28",
+        "missing key `node`",
+    ),
+    (
+        "devices: {d: {table: [dts: {node: a}]}}",
+        "3:23",
+        "`dts` is no kind of item",
+    ),
+    ("devices: {d: {table: [{}]}}", "3:23", "the item is empty"),
+    (
+        "devices: {d: {table: [{dst: {node: a}, linear: {device: /dev/x}}]}}",
+        "3:40",
+        "`linear` is a second",
+    ),
+    (
+        "devices: {d: {table: [dst: {node: a, length: 1GB}]}}",
+        "3:46",
+        "uses the unit `GB`",
+    ),
+    (
+        "devices: {d: {table: [dst: {node: a, length: 4096}]}}",
+        "3:46",
+        "write `4096s` for sectors",
+    ),
+    (
+        "devices: {d: {table: [dst: {node: a, length: 0s}]}}",
+        "3:46",
+        "the length is 0",
+    ),
+    (
+        "devices: {d: {table: [dst: {node: a, offset: 15TiB, length: 99999999TiB}]}}",
+        "3:61",
+        "larger than",
+    ),
+    (
+        "devices: {d: {block_size: 513, table: [dst: {node: a}]}}",
+        "3:27",
+        "`513` is no block size",
+    ),
+    (
+        "devices: {d: {block_size: 4096, table: [dst: {node: a, offset: 1s}]}}",
+        "3:64",
+        "no multiple of the device's block_size 4096",
+    ),
+    (
+        "devices: {d: {table: [linear: {device: vdb}]}}",
+        "3:40",
+        "`vdb` is no absolute path",
+    ),
+    (
+        "devices: {d: {read_only: maybe, table: [dst: {node: a}]}}",
+        "3:26",
+        "expected a boolean",
+    ),
+    (
+        "devices: {d: {table: ['zero']}}",
+        "3:23",
+        "`zero` is no table line",
+    ),
+    (
+        "devices: {d: {table: ['0 x zero']}}",
+        "3:23",
+        "`x` is no length in sectors",
+    ),
+    (
+        "devices: {d: {table: ['0 0 zero']}}",
+        "3:23",
+        "the length is 0",
+    ),
+    (
+        "devices: {d: {table: ['0 8 zero', '9 8 zero']}}",
+        "3:35",
+        "starts at 9, the item before it ends at 8",
+    ),
+    (
+        "devices: {d: {table: ['0 8 dst 1 b 0 8']}}",
+        "3:23",
+        "there is no node `b`",
+    ),
+    (
+        "devices: {d: {table: ['0 9 dst 1 a 0 8']}}",
+        "3:23",
+        "the extents add up to 8 sectors, the line has 9",
+    ),
+    (
+        "devices: {d: {table: ['0 8 dst 1 a 0 8 1 x']}}",
+        "3:23",
+        "`x` is no feature",
+    ),
+];
+
 #[test]
 fn a_full_topology_is_read() {
     let topology = Topology::parse_one(
@@ -101,191 +287,12 @@ fn the_file_itself_can_be_wrong() {
 
 #[test]
 fn nodes_can_be_wrong() {
-    all_wrong(&[
-        ("nodes: {a: {}}", "2:12", "missing key `uri`"),
-        ("nodes: {a: {uri: 'http://h/'}}", "2:18", "http"),
-        ("nodes: {a: {uri: 'nbds://h/'}}", "2:18", "later step"),
-        (
-            "nodes: {'a b': {uri: 'nbd://h/'}}",
-            "2:9",
-            "` ` is not allowed",
-        ),
-        (
-            "nodes: {a: {uri: 'nbd://h/', links: 0}}",
-            "2:37",
-            "write 1 to 32",
-        ),
-        (
-            "nodes: {a: {uri: 'nbd://h/', links: many}}",
-            "2:37",
-            "`many` is no number of links",
-        ),
-        (
-            "nodes: {a: {uri: 'nbd://h/', zero_copy: maybe}}",
-            "2:41",
-            "auto or on or off",
-        ),
-        (
-            "nodes: {a: {uri: 'nbd://h/', policy: drop}}",
-            "2:38",
-            "`drop` is no policy",
-        ),
-        (
-            "nodes: {a: {uri: 'nbd://h/', policy: error}}",
-            "2:38",
-            "not supported yet by this version",
-        ),
-        (
-            "nodes: {a: {uri: 'nbd://h/', policy: {queue_for: 5m}}}",
-            "2:38",
-            "not supported yet by this version",
-        ),
-        (
-            "nodes: {a: {uri: 'nbd://h/', policy: {queue_for: soon}}}",
-            "2:50",
-            "`soon` is no length of time",
-        ),
-        (
-            "nodes: {a: {uri: 'nbd://h/', quiesce: never}}",
-            "2:39",
-            "not supported yet by this version",
-        ),
-        (
-            "nodes: {a: {uri: 'nbd://h/', eof_fences: yes}}",
-            "2:42",
-            "not supported yet by this version",
-        ),
-        (
-            "nodes: {a: {uri: 'nbd://h/', unknown_restart: eio}}",
-            "2:47",
-            "not supported yet by this version",
-        ),
-        (
-            "nodes:\n  a: {uri: 'nbd://h/'}\n  a: {uri: 'nbd://i/'}",
-            "4:3",
-            "`a` stands here a second time",
-        ),
-        ("nodes: [a]", "2:8", "expected a map"),
-    ]);
+    all_wrong(WRONG_NODES);
 }
 
 #[test]
 fn devices_can_be_wrong() {
-    let cases = [
-        ("devices: {d: {}}", "3:14", "missing key `table`"),
-        (
-            "devices: {d: {table: []}}",
-            "3:22",
-            "the table of d is empty",
-        ),
-        (
-            "devices: {d: {table: [dst: {node: b}]}}",
-            "3:35",
-            "there is no node `b`: the nodes are a",
-        ),
-        (
-            "devices: {d: {table: [dst: {node: gamma}]}}",
-            "3:35",
-            "there is no node `gamma`: the nodes are a",
-        ),
-        (
-            "devices: {d: {table: [dst: a]}}",
-            "3:28",
-            "{node: NAME, offset: SIZE, length: SIZE}",
-        ),
-        (
-            "devices: {d: {table: [dst: {}]}}",
-            "3:28",
-            "missing key `node`",
-        ),
-        (
-            "devices: {d: {table: [dts: {node: a}]}}",
-            "3:23",
-            "`dts` is no kind of item",
-        ),
-        ("devices: {d: {table: [{}]}}", "3:23", "the item is empty"),
-        (
-            "devices: {d: {table: [{dst: {node: a}, linear: {device: /dev/x}}]}}",
-            "3:40",
-            "`linear` is a second",
-        ),
-        (
-            "devices: {d: {table: [dst: {node: a, length: 1GB}]}}",
-            "3:46",
-            "uses the unit `GB`",
-        ),
-        (
-            "devices: {d: {table: [dst: {node: a, length: 4096}]}}",
-            "3:46",
-            "write `4096s` for sectors",
-        ),
-        (
-            "devices: {d: {table: [dst: {node: a, length: 0s}]}}",
-            "3:46",
-            "the length is 0",
-        ),
-        (
-            "devices: {d: {table: [dst: {node: a, offset: 15TiB, length: 99999999TiB}]}}",
-            "3:61",
-            "larger than",
-        ),
-        (
-            "devices: {d: {block_size: 513, table: [dst: {node: a}]}}",
-            "3:27",
-            "`513` is no block size",
-        ),
-        (
-            "devices: {d: {block_size: 4096, table: [dst: {node: a, offset: 1s}]}}",
-            "3:64",
-            "no multiple of the device's block_size 4096",
-        ),
-        (
-            "devices: {d: {table: [linear: {device: vdb}]}}",
-            "3:40",
-            "`vdb` is no absolute path",
-        ),
-        (
-            "devices: {d: {read_only: maybe, table: [dst: {node: a}]}}",
-            "3:26",
-            "expected a boolean",
-        ),
-        (
-            "devices: {d: {table: ['zero']}}",
-            "3:23",
-            "`zero` is no table line",
-        ),
-        (
-            "devices: {d: {table: ['0 x zero']}}",
-            "3:23",
-            "`x` is no length in sectors",
-        ),
-        (
-            "devices: {d: {table: ['0 0 zero']}}",
-            "3:23",
-            "the length is 0",
-        ),
-        (
-            "devices: {d: {table: ['0 8 zero', '9 8 zero']}}",
-            "3:35",
-            "starts at 9, the item before it ends at 8",
-        ),
-        (
-            "devices: {d: {table: ['0 8 dst 1 b 0 8']}}",
-            "3:23",
-            "there is no node `b`",
-        ),
-        (
-            "devices: {d: {table: ['0 9 dst 1 a 0 8']}}",
-            "3:23",
-            "the extents add up to 8 sectors, the line has 9",
-        ),
-        (
-            "devices: {d: {table: ['0 8 dst 1 a 0 8 1 x']}}",
-            "3:23",
-            "`x` is no feature",
-        ),
-    ];
-    for (text, place, says) in cases {
+    for (text, place, says) in WRONG_DEVICES {
         all_wrong(&[(&format!("{NODE_A}{text}"), place, says)]);
     }
 }

@@ -1,0 +1,122 @@
+//! What status shows of a device and its nodes, as text and as JSON.
+
+use super::*;
+use crate::kernel::sim::export;
+use crate::kernel::{DmUuid, NbdFlags, ObservedLink};
+use crate::units::{DeviceNumber, Generation, Slot};
+
+fn device(name: &str, uuid: &str, lines: &[&str]) -> ObservedDevice {
+    ObservedDevice {
+        name: name.into(),
+        uuid: DmUuid(uuid.into()),
+        number: DeviceNumber {
+            major: 254,
+            minor: 3,
+        },
+        suspended: false,
+        access: Access::ReadWrite,
+        open_count: 1,
+        lines: lines.iter().map(|line| line.parse().unwrap()).collect(),
+        inactive: None,
+    }
+}
+
+fn link(slot: u32, state: LinkState) -> ObservedLink {
+    ObservedLink {
+        slot: Slot(slot),
+        generation: Generation(slot + 1),
+        state,
+        in_flight: 2,
+        sent: Bytes(4096),
+        received: Bytes(16),
+    }
+}
+
+fn node() -> ObservedNode {
+    ObservedNode {
+        name: "alpha".parse().unwrap(),
+        state: NodeState::Degraded,
+        reason: Some("link 1: connection reset".into()),
+        negotiated: Some(export(3000, NbdFlags::SEND_FLUSH)),
+        zero_copy: Some(true),
+        wanted: 2,
+        live: 1,
+        in_flight: 4,
+        queued: 5,
+        errors: 6,
+        reconnects: 7,
+        generation: Generation(2),
+        need_size: Bytes(3000 * 512),
+        need_block: 512,
+        need_write: true,
+        writes: 9,
+        links: vec![link(0, LinkState::Live), link(1, LinkState::Draining)],
+    }
+}
+
+fn report() -> Report {
+    let devices = [
+        device(
+            "archive",
+            "DST-archive",
+            &[
+                "0 3000 dst 2 alpha 8 1000 alpha 1008 2000",
+                "3000 8 linear 8:16 0",
+            ],
+        ),
+        device("by-hand", "", &["0 8 dst 1 alpha 0 8"]),
+        device("of-others", "LVM-x", &["0 8 linear 8:0 0"]),
+    ];
+    Report::of(&devices, vec![node()])
+}
+
+#[test]
+fn the_text_tells_an_operator_what_there_is() {
+    assert_eq!(
+        report().text(false),
+        "\
+DEVICE   SIZE     STATE   ACCESS  OPEN  NUMBER  MADE BY  NODES
+archive  1.46MiB  active  rw      1     254:3   dstd     alpha
+by-hand  4KiB     active  rw      1     254:3   hand     alpha
+
+archive
+  START  SECTORS  SIZE     LIES ON
+  0      1000     500KiB   node alpha at 8
+  1000   2000     1000KiB  node alpha at 1008
+  3000   8        4KiB     linear 8:16 0
+
+by-hand
+  START  SECTORS  SIZE  LIES ON
+  0      8        4KiB  node alpha at 0
+
+NODE   STATE     LINKS              SIZE     IN FLIGHT  QUEUED  ERRORS  RECONNECTS  CACHE  REASON
+alpha  degraded  1/2 (+1 draining)  1.46MiB  4          5       6       7           dirty  link 1: connection reset
+"
+    );
+}
+
+#[test]
+fn the_json_keeps_its_names() {
+    let json = serde_json::to_value(report()).unwrap();
+    let device = &json["devices"][0];
+    assert_eq!(device["sectors"], 3008);
+    assert_eq!(device["ours"], true);
+    assert_eq!(device["table"][1]["node"], "alpha");
+    assert_eq!(device["table"][1]["offset"], 1008);
+    assert_eq!(device["table"][2]["args"], "8:16 0");
+    let node = &json["nodes"][0];
+    assert_eq!(
+        (&node["state"], &node["live"]),
+        (&"degraded".into(), &1.into())
+    );
+    assert_eq!(node["links"][1]["state"], "draining");
+    assert_eq!(node["negotiated"]["size"], 3000 * 512);
+}
+
+#[test]
+fn long_devices_are_cut_short() {
+    let extents = "alpha 0 1 ".repeat(30);
+    let line = format!("0 30 dst 30 {extents}");
+    let text = Report::of(&[device("long", "DST-long", &[&line])], vec![]).text(false);
+    assert!(text.contains("... 6 more; --all shows them"), "{text}");
+}
