@@ -32,7 +32,7 @@ pub enum ApplyError {
     #[error("{}", failed(.0))]
     Failed(Vec<Failure>),
     #[error(
-        "the kernel doesn't show what was asked for; write raw table lines as `dmsetup table` prints them. Left to do:\n{0}"
+        "all steps were done, and the kernel still doesn't show what was asked for; write raw table lines as `dmsetup table` prints them. Left to do:\n{0}"
     )]
     NoEnd(Plan),
 }
@@ -73,7 +73,10 @@ pub async fn apply<K: Kernel + 'static, C: Connector>(
     for pass in 0..=PASSES {
         let plan = plan(&survey.desired, &survey.observed, allowed);
         if !plan.refusals.is_empty() {
-            return Err(ApplyError::Refused(plan));
+            return Err(match pass {
+                0 => ApplyError::Refused(plan),
+                _ => ApplyError::NoEnd(plan),
+            });
         }
         let unreachable = unreachable(&plan, &survey);
         if !unreachable.is_empty() {

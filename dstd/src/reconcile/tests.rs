@@ -362,3 +362,18 @@ async fn nodes_of_tables_made_by_hand_get_their_links() {
     world.apply("devices: {}").await.unwrap();
     assert_eq!(world.node("a").live, 2);
 }
+
+#[tokio::test]
+async fn a_target_that_prints_other_words_is_explained() {
+    let world = World::new();
+    let error = world
+        .apply("devices: {d: {table: [\"0 8 talkative so much\"]}}")
+        .await
+        .unwrap_err()
+        .to_string();
+    assert!(error.contains("as `dmsetup table` prints them"), "{error}");
+    assert!(
+        error.contains("Now: `0 8 talkative so much and more`"),
+        "{error}"
+    );
+}
