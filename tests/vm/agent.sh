@@ -237,6 +237,16 @@ run_demo() {
     power_off "$status"
 }
 
+# A root shell on the console; leaving it powers the guest off. lib.sh is there to be sourced.
+run_shell() {
+    mkdir -p "$T"
+    if have_module; then modprobe dm-dst; fi
+    in_test_group systemd-run --quiet --unit=dst-shell -p StandardInput=tty -p StandardOutput=tty \
+        -p StandardError=tty -p TTYPath=/dev/ttyS0 -p WorkingDirectory="$HERE" \
+        -p ExecStopPost="/bin/systemctl poweroff --force --force" \
+        -E TERM=vt220 -E T="$T" -E STATE="$STATE" -E CGROUP="$CGROUP" bash -i
+}
+
 main() {
     stty -F $PORT raw -echo
     exec 3>$PORT
@@ -249,7 +259,7 @@ main() {
     case $MODE in
     tests) run_tests ;;
     demo) run_demo ;;
-    shell) systemctl start dst-shell.service ;;
+    shell) run_shell ;;
     esac
 }
 main
