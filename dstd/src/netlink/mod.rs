@@ -5,13 +5,13 @@
 //! each operation, and tests hold that file, the C header and `numbers` equal.
 
 pub mod client;
-mod codec;
+pub mod codec;
 mod error;
 pub mod events;
 mod family;
 pub mod message;
 pub mod numbers;
-mod wire;
+pub mod wire;
 
 pub use error::NetlinkError;
 
