@@ -139,6 +139,9 @@ pub struct Plan {
     pub refusals: Vec<Refusal>,
     /// What a person may want to know, and dstd does nothing about.
     pub notes: Vec<String>,
+    /// Nodes without a live link that were refused because their export doesn't fit the live tables: the kernel
+    /// judges the same, and a node's state tells of it once a link was offered.
+    pub misfits: Vec<Connect>,
 }
 
 impl Plan {

@@ -88,6 +88,7 @@ fn plan_node(
     if let Some(reason) = node.and_then(|node| misfit(node, observed)) {
         let subject = format!("node {name}");
         plan.refuse(subject, reason, None);
+        plan.misfits.extend(offer(name, desired, node));
         return;
     }
     let wanted = wanted(name, desired, observed, plan);
@@ -130,6 +131,17 @@ fn plan_node(
     } else {
         plans.after_tables.push(step)
     }
+}
+
+/// The link that a node without any is offered although it can't be taken.
+fn offer(name: &NodeName, desired: DesiredNode, node: Option<&ObservedNode>) -> Option<Connect> {
+    node.filter(|node| node.live == 0).map(|_| Connect {
+        node: name.clone(),
+        slots: vec![Slot(0)],
+        wanted: 1,
+        zero_copy: desired.zero_copy,
+        replace: None,
+    })
 }
 
 /// More than one link only where the server says that they see each other's writes.

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use thiserror::Error;
 
 use super::execute::{Executor, Failure, Mode};
+use super::links::connect;
 use super::observe::{Probes, Survey, observe, probe_nodes};
 use crate::kernel::{Connector, Kernel, KernelError};
 use crate::plan::{Action, Allowed, Plan, Step, Undecided, plan};
@@ -73,6 +74,7 @@ pub async fn apply<K: Kernel + 'static, C: Connector>(
     for pass in 0..=PASSES {
         let plan = plan(&survey.desired, &survey.observed, allowed);
         if !plan.refusals.is_empty() {
+            offer_misfits(kernel, connector, topology, &plan).await;
             return Err(match pass {
                 0 => ApplyError::Refused(plan),
                 _ => ApplyError::NoEnd(plan),
@@ -103,6 +105,20 @@ pub async fn apply<K: Kernel + 'static, C: Connector>(
         survey = Survey::take(kernel, topology, &probes).await?;
     }
     Ok(applied)
+}
+
+/// So that the state of such a node says why it has no link. The kernel refuses each; the plan has told already.
+async fn offer_misfits<K: Kernel + 'static, C: Connector>(
+    kernel: &Arc<K>,
+    connector: &Arc<C>,
+    topology: &Topology,
+    plan: &Plan,
+) {
+    for want in &plan.misfits {
+        if let Some(node) = topology.nodes.get(&want.node) {
+            let _ = connect(kernel, connector.as_ref(), &node.spec.uri, want).await;
+        }
+    }
 }
 
 /// What the plan needs of nodes that didn't answer; apply does nothing while there is any.

@@ -342,9 +342,7 @@ async fn the_daemon_waits_for_a_node_and_serves_the_others() {
     assert_eq!(world.table().len(), 2);
 }
 
-#[tokio::test]
-async fn nodes_of_tables_made_by_hand_get_their_links() {
-    let world = World::new();
+fn made_by_hand(world: &World) {
     let name = "hand".parse().unwrap();
     let line = "0 8 dst 1 a 0 8".parse().unwrap();
     world
@@ -359,8 +357,31 @@ async fn nodes_of_tables_made_by_hand_get_their_links() {
         .kernel
         .load(&name, &[line], crate::kernel::Access::ReadWrite)
         .unwrap();
+}
+
+#[tokio::test]
+async fn nodes_of_tables_made_by_hand_get_their_links() {
+    let world = World::new();
+    made_by_hand(&world);
     world.apply("devices: {}").await.unwrap();
     assert_eq!(world.node("a").live, 2);
+}
+
+#[tokio::test]
+async fn a_node_that_does_not_fit_a_table_made_by_hand_says_so() {
+    let world = World::new();
+    made_by_hand(&world);
+    let mut large = export(1000, MULTI);
+    large.min_block = 4096;
+    world.nodes.exports().insert("nbd://a/".into(), large);
+    let error = world.apply("devices: {}").await.unwrap_err().to_string();
+    assert!(error.contains("4096"), "{error}");
+    assert_eq!(world.node("a").state, NodeState::Mismatch);
+    // Once the server is mended the node goes live.
+    let fits = export(1000, MULTI);
+    world.nodes.exports().insert("nbd://a/".into(), fits);
+    world.apply("devices: {}").await.unwrap();
+    assert_eq!(world.node("a").state, NodeState::Live);
 }
 
 #[tokio::test]
