@@ -241,6 +241,7 @@ struct dmdst_rx {
 	unsigned int		have;	/* bytes in page, not parsed yet */
 	struct dmdst_req	*req;	/* whose payload is being read */
 	u32			got;	/* bytes of it */
+	bool			broken;	/* not what NBD says: read no further */
 	u64			received;
 };
 

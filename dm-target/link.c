@@ -256,7 +256,7 @@ static void dmdst_link_down_work(struct work_struct *work)
 	cancel_work_sync(&link->recv_work);
 
 	/* Answers that came before the loss are good answers. */
-	while (link->err != EPROTO && dmdst_recv_some(link))
+	while (dmdst_recv_some(link))
 		cond_resched();
 
 	dmdst_link_close_socket(link);

@@ -181,8 +181,10 @@ static bool dmdst_rx_parse(struct dmdst_link *link, struct list_head *done)
 		}
 		if (rx->have - at < sizeof(struct nbdw_reply))
 			break;
-		if (!dmdst_rx_header(link, (const void *)(page + at), done))
+		if (!dmdst_rx_header(link, (const void *)(page + at), done)) {
+			rx->broken = true;
 			return false;
+		}
 		at += sizeof(struct nbdw_reply);
 	}
 	rx->have -= at;
@@ -222,9 +224,14 @@ static ssize_t dmdst_rx_receive(struct dmdst_link *link)
 bool dmdst_recv_some(struct dmdst_link *link)
 {
 	LIST_HEAD(done);
-	ssize_t ret = dmdst_rx_receive(link);
 	bool more = false;
+	ssize_t ret;
 
+	/* The callbacks still queue us until down_work has restored them. */
+	if (link->rx.broken)
+		return false;
+
+	ret = dmdst_rx_receive(link);
 	if (ret > 0)
 		more = dmdst_rx_account(link, ret, &done);
 	else if (ret == 0)
