@@ -491,6 +491,11 @@ void dmdst_link_discard(struct dmdst_link *link)
 /* What came before the callbacks were ours must be read, too. */
 void dmdst_link_start(struct dmdst_link *link)
 {
-	WRITE_ONCE(link->started, true);
-	queue_work(dmdst_recv_wq, &link->recv_work);
+	spin_lock(&link->lock);
+	/* Its first send may have failed already: after LOST nobody cancels. */
+	if (link->state == DMDST_LINK_LIVE || link->state == DMDST_LINK_DRAINING) {
+		WRITE_ONCE(link->started, true);
+		queue_work(dmdst_recv_wq, &link->recv_work);
+	}
+	spin_unlock(&link->lock);
 }
