@@ -293,6 +293,7 @@ static void dmdst_io_hints(struct dm_target *ti, struct queue_limits *limits)
 	limits->physical_block_size = t->block_size;
 	limits->io_min = t->block_size;
 	limits->max_write_zeroes_sectors = DMDST_MAX_LENGTH >> SECTOR_SHIFT;
+	dmdst_compat_no_wzeroes_unmap(limits);
 	if (ti->num_discard_bios) {
 		limits->max_hw_discard_sectors = DMDST_MAX_LENGTH >> SECTOR_SHIFT;
 		limits->max_discard_sectors = DMDST_MAX_LENGTH >> SECTOR_SHIFT;

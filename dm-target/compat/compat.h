@@ -63,6 +63,18 @@ static inline void dmdst_compat_no_poll(struct queue_limits *limits)
 }
 
 /*
+ * 6.17, 0c40d7cb5ef3: a second limit for WRITE_ZEROES that surely unmap, which
+ * no NBD server promises. Stacking starts it at UINT_MAX, and limits where it
+ * is neither 0 nor max_write_zeroes_sectors are refused (-EINVAL on resume).
+ */
+static inline void dmdst_compat_no_wzeroes_unmap(struct queue_limits *limits)
+{
+#ifdef DMDST_HAVE_WZEROES_UNMAP
+	limits->max_hw_wzeroes_unmap_sectors = 0;
+#endif
+}
+
+/*
  * Give @nr segments, from byte @skip on, to @sock. @splice: the pages may be
  * kept by the socket. Returns the bytes taken or a negative errno; flags as
  * for sendmsg.

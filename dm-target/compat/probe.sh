@@ -31,4 +31,8 @@ static void f(struct sock *sk) { sk->sk_use_task_frag = false; }'
 try QUEUE_FEATURES '#include <linux/blkdev.h>
 static void f(struct queue_limits *l) { l->features &= ~BLK_FEAT_POLL; }'
 
+# 6.17 (0c40d7cb5ef3 "block: introduce max_{hw|user}_wzeroes_unmap_sectors")
+try WZEROES_UNMAP '#include <linux/blkdev.h>
+static void f(struct queue_limits *l) { l->max_hw_wzeroes_unmap_sectors = 0; }'
+
 echo
