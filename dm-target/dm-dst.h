@@ -124,8 +124,7 @@ bool dmdst_flush_is_clean(struct dmdst_node *node);
 u64 dmdst_flush_dirty(struct dmdst_node *node);
 void dmdst_flush_wait(struct dmdst_node *node, struct dmdst_sync *sync);
 void dmdst_flush_done(struct dmdst_node *node, blk_status_t status);
-void dmdst_flush_push_back(struct dmdst_node *node,
-			   const struct dmdst_target *target);
+void dmdst_flush_push_back(struct dmdst_node *node);
 void dmdst_flush_fail(struct dmdst_node *node, blk_status_t status);
 
 /* ---- node.c ---- */
@@ -318,7 +317,6 @@ struct dmdst_target {
 	unsigned int		block_size; /* bytes */
 	bool			read_only;
 	bool			no_discard;
-	bool			push_back; /* a noflush suspend is under way */
 
 	unsigned int		nr_extents;
 	struct dmdst_extent	*extents; /* by start */

@@ -67,23 +67,31 @@ static void dmdst_syncs_done(struct list_head *syncs, blk_status_t status)
 	}
 }
 
+/* A noflush suspend must not wait for a node that has nobody to ask. */
+static bool dmdst_sync_goes_back(struct dmdst_node *node, struct dmdst_sync *sync)
+{
+	lockdep_assert_held(&node->lock);
+	return !node->nr_live && dm_noflush_suspending(sync->target->ti);
+}
+
 /* sync->done() runs, maybe before this returns, with no lock held. */
 void dmdst_flush_wait(struct dmdst_node *node, struct dmdst_sync *sync)
 {
 	struct dmdst_flush *flush = &node->flush;
-	bool covered, begin = false;
+	bool covered, pushed, begin = false;
 
 	spin_lock(&node->lock);
 	sync->need = atomic64_read(&flush->acked);
 	covered = sync->need <= flush->durable;
-	if (!covered) {
+	pushed = !covered && dmdst_sync_goes_back(node, sync);
+	if (!covered && !pushed) {
 		list_add_tail(&sync->list, &flush->waiting);
 		begin = dmdst_flush_begin(node);
 	}
 	spin_unlock(&node->lock);
 
-	if (covered) {
-		sync->status = BLK_STS_OK;
+	if (covered || pushed) {
+		sync->status = covered ? BLK_STS_OK : BLK_STS_DM_REQUEUE;
 		sync->done(sync);
 	}
 	if (begin)
@@ -100,14 +108,13 @@ static void dmdst_flush_take_covered(struct dmdst_flush *flush,
 			list_move_tail(&sync->list, covered);
 }
 
-static void dmdst_flush_take_target(struct list_head *from,
-				    const struct dmdst_target *target,
-				    struct list_head *taken)
+static void dmdst_flush_take_back(struct dmdst_node *node, struct list_head *from,
+				  struct list_head *taken)
 {
 	struct dmdst_sync *sync, *next;
 
 	list_for_each_entry_safe(sync, next, from, list)
-		if (sync->target == target)
+		if (dmdst_sync_goes_back(node, sync))
 			list_move_tail(&sync->list, taken);
 }
 
@@ -138,17 +145,17 @@ void dmdst_flush_done(struct dmdst_node *node, blk_status_t status)
 		dmdst_node_submit(&flush->req);
 }
 
-/* For a noflush suspend: @target gives up waiting if the node can't answer. */
-void dmdst_flush_push_back(struct dmdst_node *node,
-			   const struct dmdst_target *target)
+/*
+ * For a noflush suspend: its targets give up waiting if the node can't answer.
+ * When the suspend begins, and when the node's FLUSH has to wait for a link.
+ */
+void dmdst_flush_push_back(struct dmdst_node *node)
 {
 	LIST_HEAD(pushed);
 
 	spin_lock(&node->lock);
-	if (!node->nr_live) {
-		dmdst_flush_take_target(&node->flush.waiting, target, &pushed);
-		dmdst_flush_take_target(&node->flush.joined, target, &pushed);
-	}
+	dmdst_flush_take_back(node, &node->flush.waiting, &pushed);
+	dmdst_flush_take_back(node, &node->flush.joined, &pushed);
 	spin_unlock(&node->lock);
 
 	dmdst_syncs_done(&pushed, BLK_STS_DM_REQUEUE);

@@ -529,7 +529,7 @@ static blk_status_t dmdst_node_may_queue(struct dmdst_node *node,
 		return BLK_STS_IOERR;
 	if (!req->bio)
 		return BLK_STS_OK;
-	if (READ_ONCE(req->target->push_back))
+	if (dm_noflush_suspending(req->target->ti))
 		return BLK_STS_DM_REQUEUE;
 	if (req->bio->bi_opf & REQ_NOWAIT)
 		return BLK_STS_AGAIN;
@@ -543,6 +543,7 @@ static void dmdst_node_submit_slow(struct dmdst_req *req)
 	struct dmdst_node *node = req->node;
 	blk_status_t status = BLK_STS_OK;
 	struct dmdst_link *link;
+	bool flush = false;
 	unsigned int i;
 
 	spin_lock(&node->lock);
@@ -554,6 +555,8 @@ static void dmdst_node_submit_slow(struct dmdst_req *req)
 	}
 	status = dmdst_node_may_queue(node, req);
 	if (!status) {
+		/* @req can be gone once the lock is dropped. */
+		flush = !req->bio;
 		dmdst_req_move(req, DMDST_REQ_QUEUED);
 		list_add_tail(&req->list, &node->queue);
 	}
@@ -561,6 +564,8 @@ unlock:
 	spin_unlock(&node->lock);
 	if (status)
 		dmdst_req_end(req, status);
+	else if (flush)
+		dmdst_flush_push_back(node);
 }
 
 /* A server's lack of a command is known once it has been live. */
@@ -617,7 +622,7 @@ void dmdst_node_push_back(struct dmdst_node *node, struct dmdst_target *target)
 	spin_unlock(&node->lock);
 
 	dmdst_end_all(&queue, BLK_STS_DM_REQUEUE);
-	dmdst_flush_push_back(node, target);
+	dmdst_flush_push_back(node);
 }
 
 /* Everything that waits or is under way fails now. */

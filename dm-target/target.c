@@ -187,8 +187,9 @@ static int dmdst_map(struct dm_target *ti, struct bio *bio)
 /* ---- suspend and resume ---- */
 
 /*
- * A noflush suspend takes back what waits for a link. What is on one is
- * waited for: dm core does that.
+ * A noflush suspend takes back what waits for a link; what finds none later
+ * asks dm_noflush_suspending() itself. What is on one is waited for: dm core
+ * does that.
  */
 static void dmdst_presuspend(struct dm_target *ti)
 {
@@ -197,16 +198,8 @@ static void dmdst_presuspend(struct dm_target *ti)
 
 	if (!dm_noflush_suspending(ti))
 		return;
-	WRITE_ONCE(t->push_back, true);
 	for (i = 0; i < t->nr_uses; i++)
 		dmdst_node_push_back(t->uses[i]->node, t);
-}
-
-static void dmdst_presuspend_undo(struct dm_target *ti)
-{
-	struct dmdst_target *t = ti->private;
-
-	WRITE_ONCE(t->push_back, false);
 }
 
 /*
@@ -224,7 +217,6 @@ static int dmdst_preresume(struct dm_target *ti)
 		      t->block_size, now);
 		return -EINVAL;
 	}
-	WRITE_ONCE(t->push_back, false);
 	return 0;
 }
 
@@ -375,7 +367,6 @@ static struct target_type dmdst_target_type = {
 	.dtr		 = dmdst_dtr,
 	.map		 = dmdst_map,
 	.presuspend	 = dmdst_presuspend,
-	.presuspend_undo = dmdst_presuspend_undo,
 	.preresume	 = dmdst_preresume,
 	.status		 = dmdst_status,
 	.io_hints	 = dmdst_io_hints,
