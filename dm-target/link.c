@@ -144,11 +144,16 @@ static bool dmdst_link_own_socket(struct dmdst_link *link)
 	if (!free)
 		return false;
 
-	/* Writing out memory may need this socket: it must not wait for memory. */
+	/*
+	 * Writing out memory may need this socket: it must not wait for memory.
+	 * Socket flags are no atomic bits: only under the socket's lock.
+	 */
+	lock_sock(sk);
 	link->old_allocation = sk->sk_allocation;
 	sk->sk_allocation = GFP_NOIO;
 	dmdst_compat_no_task_frag(sk);
 	sk_set_memalloc(sk);
+	release_sock(sk);
 	if (sk_is_tcp(sk))
 		tcp_sock_set_nodelay(sk);
 	return true;
@@ -164,10 +169,13 @@ static void dmdst_link_disown_socket(struct dmdst_link *link)
 	sk->sk_write_space = link->old_write_space;
 	sk->sk_user_data = NULL;
 	write_unlock_bh(&sk->sk_callback_lock);
+	/*
+	 * Flags and sk_forward_alloc change only under the socket's lock; and who
+	 * took an old pointer under it is done after this.
+	 */
+	lock_sock(sk);
 	sk_clear_memalloc(sk);
 	sk->sk_allocation = link->old_allocation;
-	/* Who took an old pointer under the socket's lock is done after this. */
-	lock_sock(sk);
 	release_sock(sk);
 }
 
