@@ -3,11 +3,13 @@
 //! Owns framing and the reading of acks (extack), which netlink-packet-core leaves out.
 //! Used by `client`, `family` and `events`. Pure: never touches a socket.
 
-use netlink_packet_core::NetlinkBuffer;
+use netlink_packet_core::{Emitable, NetlinkBuffer, NetlinkHeader, NetlinkMessage, NetlinkPayload};
+use netlink_packet_generic::{GenlFamily, GenlHeader, GenlMessage};
 use nix::errno::Errno;
 
 use super::codec;
 use super::error::NetlinkError;
+use super::numbers;
 
 pub const NLMSG_NOOP: u16 = 1;
 pub const NLMSG_ERROR: u16 = 2;
@@ -29,6 +31,37 @@ const NLMSGERR_ATTR_OFFS: u16 = 2;
 const HEADER: usize = 16;
 const GENL_HEADER: usize = 4;
 
+/// What the generic netlink library frames: a command and its attributes, already encoded.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Request {
+    command: u8,
+    attributes: Vec<u8>,
+}
+
+impl GenlFamily for Request {
+    fn family_name() -> &'static str {
+        numbers::FAMILY_NAME
+    }
+
+    fn command(&self) -> u8 {
+        self.command
+    }
+
+    fn version(&self) -> u8 {
+        1
+    }
+}
+
+impl Emitable for Request {
+    fn buffer_len(&self) -> usize {
+        self.attributes.len()
+    }
+
+    fn emit(&self, buffer: &mut [u8]) {
+        buffer[..self.attributes.len()].copy_from_slice(&self.attributes);
+    }
+}
+
 /// A request of a generic netlink family, ready to send.
 pub fn request(
     family: u16,
@@ -38,17 +71,20 @@ pub fn request(
     attributes: &[u8],
 ) -> Result<Vec<u8>, NetlinkError> {
     let length = HEADER + GENL_HEADER + attributes.len();
-    let length32 = u32::try_from(length).map_err(|_| NetlinkError::TooLong("the request"))?;
-    let mut out = vec![0; length];
-    let mut buffer = NetlinkBuffer::new(&mut out);
-    buffer.set_length(length32);
-    buffer.set_message_type(family);
-    buffer.set_flags(NLM_F_REQUEST | flags);
-    buffer.set_sequence_number(sequence);
-    let payload = buffer.payload_mut();
-    payload[0] = command;
-    payload[1] = 1;
-    payload[GENL_HEADER..].copy_from_slice(attributes);
+    u32::try_from(length).map_err(|_| NetlinkError::TooLong("the request"))?;
+
+    let mut header = NetlinkHeader::default();
+    header.flags = NLM_F_REQUEST | flags;
+    header.sequence_number = sequence;
+    let mut generic = GenlMessage::from_payload(Request {
+        command,
+        attributes: attributes.to_vec(),
+    });
+    generic.set_resolved_family_id(family);
+    let mut message = NetlinkMessage::new(header, NetlinkPayload::from(generic));
+    message.finalize();
+    let mut out = vec![0; message.buffer_len()];
+    message.serialize(&mut out);
     Ok(out)
 }
 
@@ -82,12 +118,9 @@ pub fn split(mut datagram: &[u8]) -> Result<Vec<Message<'_>>, NetlinkError> {
 impl<'a> Message<'a> {
     /// Command and attributes of a generic netlink message.
     pub fn generic(&self) -> Result<(u8, &'a [u8]), NetlinkError> {
-        match self.payload {
-            [command, _, _, _, attributes @ ..] => Ok((*command, attributes)),
-            _ => Err(NetlinkError::BadAnswer(
-                "a message without its header".to_owned(),
-            )),
-        }
+        let header = GenlHeader::parse(self.payload)
+            .map_err(|e| NetlinkError::BadAnswer(e.to_string()))?;
+        Ok((header.cmd, &self.payload[GENL_HEADER..]))
     }
 
     /// What an ERROR (ack) or DONE message says: nothing wrong, or why not.
