@@ -118,8 +118,8 @@ pub fn split(mut datagram: &[u8]) -> Result<Vec<Message<'_>>, NetlinkError> {
 impl<'a> Message<'a> {
     /// Command and attributes of a generic netlink message.
     pub fn generic(&self) -> Result<(u8, &'a [u8]), NetlinkError> {
-        let header = GenlHeader::parse(self.payload)
-            .map_err(|e| NetlinkError::BadAnswer(e.to_string()))?;
+        let header =
+            GenlHeader::parse(self.payload).map_err(|e| NetlinkError::BadAnswer(e.to_string()))?;
         Ok((header.cmd, &self.payload[GENL_HEADER..]))
     }
 

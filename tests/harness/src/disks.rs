@@ -65,15 +65,20 @@ impl Disks {
             read_only,
         };
         let mut all = vec![
-            Disk { format: "qcow2", ..raw("root", &root, false) },
+            Disk {
+                format: "qcow2",
+                ..raw("root", &root, false)
+            },
             raw("modules", &modules, true),
             raw("payload", &payload, true),
             raw("results", &results, false),
         ];
         for n in 0..SCRATCH_DISKS {
             let path = work.join(format!("scratch{n}.raw"));
-            let file = File::create(&path).with_context(|| format!("creating {}", path.display()))?;
-            file.set_len(SCRATCH_BYTES).with_context(|| format!("sizing {}", path.display()))?;
+            let file =
+                File::create(&path).with_context(|| format!("creating {}", path.display()))?;
+            file.set_len(SCRATCH_BYTES)
+                .with_context(|| format!("sizing {}", path.display()))?;
             all.push(raw(&format!("scratch{n}"), &path, false));
         }
         Ok(Self { all, work, results })
@@ -87,7 +92,12 @@ impl Disks {
             .arg(&self.results)
             .output()
             .context("running e2fsck")?;
-        tool(Command::new("debugfs").args(["-R", "rdump /logs ."]).arg(&self.results).current_dir(out))?;
+        tool(
+            Command::new("debugfs")
+                .args(["-R", "rdump /logs ."])
+                .arg(&self.results)
+                .current_dir(out),
+        )?;
         Ok(())
     }
 
@@ -103,14 +113,30 @@ fn modules_image(guest: &Guest, work: &Path) -> Result<PathBuf> {
     let tree = stage.join("lib/modules").join(&guest.release);
     fs::create_dir_all(&tree).with_context(|| format!("creating {}", tree.display()))?;
     let from = guest.kernel_dir.join("lib/modules").join(&guest.release);
-    tool(Command::new("cp").args(["-a", "--reflink=auto", "-T"]).arg(&from).arg(&tree))?;
+    tool(
+        Command::new("cp")
+            .args(["-a", "--reflink=auto", "-T"])
+            .arg(&from)
+            .arg(&tree),
+    )?;
     if let Some(module) = &guest.module {
         let updates = tree.join("updates");
         fs::create_dir_all(&updates).with_context(|| format!("creating {}", updates.display()))?;
-        fs::copy(module, updates.join("dm-dst.ko")).with_context(|| format!("copying {}", module.display()))?;
-        tool(Command::new("depmod").arg("-b").arg(&stage).arg(&guest.release))?;
+        fs::copy(module, updates.join("dm-dst.ko"))
+            .with_context(|| format!("copying {}", module.display()))?;
+        tool(
+            Command::new("depmod")
+                .arg("-b")
+                .arg(&stage)
+                .arg(&guest.release),
+        )?;
     }
-    mke2fs(&image, "dst-modules", Some(&stage.join("lib/modules")), "512M")?;
+    mke2fs(
+        &image,
+        "dst-modules",
+        Some(&stage.join("lib/modules")),
+        "512M",
+    )?;
     fs::remove_dir_all(&stage).with_context(|| format!("removing {}", stage.display()))?;
     Ok(image)
 }
@@ -120,16 +146,23 @@ fn payload_image(tree: &Tree, work: &Path, mode: &Mode, debug: bool) -> Result<P
     let stage = work.join("payload");
     let image = work.join("payload.ext4");
     for dir in ["tests", "bin", "udev", "systemd"] {
-        fs::create_dir_all(stage.join(dir)).with_context(|| format!("creating {}", stage.display()))?;
+        fs::create_dir_all(stage.join(dir))
+            .with_context(|| format!("creating {}", stage.display()))?;
     }
     copy_tree(&tree.root.join("tests/vm"), &stage.join("tests/vm"))?;
-    copy_tree(&tree.root.join("dmsetup-tables"), &stage.join("dmsetup-tables"))?;
+    copy_tree(
+        &tree.root.join("dmsetup-tables"),
+        &stage.join("dmsetup-tables"),
+    )?;
     for dir in ["dm-target", "dstd", "udev", "systemd"] {
         collect_system_files(&tree.root.join(dir), &stage)?;
     }
     copy_binaries(&tree.bin_dir(debug), &stage.join("bin"))?;
     let env = match mode {
-        Mode::Tests { filter } => format!("MODE=tests\nFILTER='{}'\n", filter.join("\n").replace('\'', "")),
+        Mode::Tests { filter } => format!(
+            "MODE=tests\nFILTER='{}'\n",
+            filter.join("\n").replace('\'', "")
+        ),
         Mode::Demo => "MODE=demo\n".to_owned(),
         Mode::Shell => "MODE=shell\n".to_owned(),
     };
@@ -190,7 +223,18 @@ fn copy_binaries(from: &Path, to: &Path) -> Result<()> {
 
 fn mke2fs(image: &Path, label: &str, content: Option<&Path>, size: &str) -> Result<()> {
     let mut command = Command::new("mke2fs");
-    command.args(["-q", "-F", "-t", "ext4", "-m", "0", "-E", "root_owner=0:0", "-L", label]);
+    command.args([
+        "-q",
+        "-F",
+        "-t",
+        "ext4",
+        "-m",
+        "0",
+        "-E",
+        "root_owner=0:0",
+        "-L",
+        label,
+    ]);
     if let Some(dir) = content {
         command.arg("-d").arg(dir);
     }

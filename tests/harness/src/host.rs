@@ -27,7 +27,8 @@ impl Tree {
             .find(|dir| dir.join("tests/vm/agent.sh").is_file())
             .map(Path::to_path_buf)
             .context("no DST source tree above this executable or the working directory")?;
-        let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), PathBuf::from);
+        let target =
+            std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), PathBuf::from);
         Ok(Self { root, target })
     }
 
@@ -81,7 +82,11 @@ pub struct Guest {
 impl Guest {
     /// Fills the cache through the scripts. None: this kernel can't be had here, and that was said loudly.
     pub fn prepare(tree: &Tree, kernel: &str, with_module: bool) -> Result<Option<Self>> {
-        let setup = tree.script("setup-host.sh").arg("vm").status().context("running setup-host.sh")?;
+        let setup = tree
+            .script("setup-host.sh")
+            .arg("vm")
+            .status()
+            .context("running setup-host.sh")?;
         if !setup.success() {
             bail!("scripts/setup-host.sh vm failed: {setup}");
         }
@@ -102,13 +107,21 @@ impl Guest {
             .with_context(|| format!("reading {}/release", kernel_dir.display()))?
             .trim()
             .to_owned();
-        Ok(Some(Self { kernel_dir, release, initrd, rootfs, module }))
+        Ok(Some(Self {
+            kernel_dir,
+            release,
+            initrd,
+            rootfs,
+            module,
+        }))
     }
 }
 
 /// The path a script prints, or None when it exits with the status for "skipped".
 fn printed_path(command: &mut Command) -> Result<Option<PathBuf>> {
-    let out = command.output().with_context(|| format!("running {command:?}"))?;
+    let out = command
+        .output()
+        .with_context(|| format!("running {command:?}"))?;
     if out.status.code() == Some(i32::from(SKIPPED)) {
         return Ok(None);
     }
@@ -130,9 +143,15 @@ fn required_path(command: &mut Command) -> Result<PathBuf> {
 
 /// Runs a host tool and fails with what it said.
 pub fn tool(command: &mut Command) -> Result<String> {
-    let out = command.output().with_context(|| format!("running {command:?}"))?;
+    let out = command
+        .output()
+        .with_context(|| format!("running {command:?}"))?;
     if !out.status.success() {
-        bail!("{command:?} failed: {}\n{}", out.status, String::from_utf8_lossy(&out.stderr).trim());
+        bail!(
+            "{command:?} failed: {}\n{}",
+            out.status,
+            String::from_utf8_lossy(&out.stderr).trim()
+        );
     }
     Ok(String::from_utf8_lossy(&out.stdout).into_owned())
 }
@@ -140,10 +159,15 @@ pub fn tool(command: &mut Command) -> Result<String> {
 /// One VM per output directory: two runs of the same kernel would mix their logs.
 pub fn lock_dir(dir: &Path) -> Result<File> {
     fs::create_dir_all(dir).with_context(|| format!("creating {}", dir.display()))?;
-    let file = File::create(dir.join("lock")).with_context(|| format!("opening {}/lock", dir.display()))?;
+    let file = File::create(dir.join("lock"))
+        .with_context(|| format!("opening {}/lock", dir.display()))?;
     if file.try_lock().is_err() {
-        eprintln!("dst-vm: waiting for another run that uses {}", dir.display());
-        file.lock().with_context(|| format!("locking {}", dir.display()))?;
+        eprintln!(
+            "dst-vm: waiting for another run that uses {}",
+            dir.display()
+        );
+        file.lock()
+            .with_context(|| format!("locking {}", dir.display()))?;
     }
     Ok(file)
 }

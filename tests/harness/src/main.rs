@@ -23,7 +23,10 @@ use crate::qemu::Machine;
 pub const SKIPPED: u8 = 77;
 
 #[derive(Parser)]
-#[command(name = "dst-vm", about = "Run DST's guest tests, demo or a shell in a throwaway VM")]
+#[command(
+    name = "dst-vm",
+    about = "Run DST's guest tests, demo or a shell in a throwaway VM"
+)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -89,23 +92,32 @@ fn main() -> ExitCode {
 fn run(command: &Command) -> Result<ExitCode> {
     let tree = Tree::find()?;
     match command {
-        Command::Run { list: true, filter, .. } => {
+        Command::Run {
+            list: true, filter, ..
+        } => {
             tree.list_tests(filter)?;
             Ok(ExitCode::SUCCESS)
         }
-        Command::Run { common, filter, minutes, .. } => {
-            let mode = Mode::Tests { filter: filter.clone() };
+        Command::Run {
+            common,
+            filter,
+            minutes,
+            ..
+        } => {
+            let mode = Mode::Tests {
+                filter: filter.clone(),
+            };
             with_machine(&tree, common, &mode, |machine, out| {
                 let limit = Duration::from_secs(minutes * 60);
                 supervise::tests(machine, out, &common.kernel, limit)
             })
         }
-        Command::Demo { common } => {
-            with_machine(&tree, common, &Mode::Demo, |machine, out| supervise::demo(machine, out))
-        }
-        Command::Shell { common } => {
-            with_machine(&tree, common, &Mode::Shell, |machine, _| machine.interactive())
-        }
+        Command::Demo { common } => with_machine(&tree, common, &Mode::Demo, |machine, out| {
+            supervise::demo(machine, out)
+        }),
+        Command::Shell { common } => with_machine(&tree, common, &Mode::Shell, |machine, _| {
+            machine.interactive()
+        }),
     }
 }
 
@@ -124,10 +136,16 @@ fn with_machine(
     let disks = Disks::make(tree, &guest, &out, mode, common.debug)?;
     let machine = Machine::new(guest, disks, &out, common.memory, common.cpus)?;
     let result = work(&machine, &out);
-    machine.disks.bring_logs_home(&out).context("bringing the guest's logs home")?;
+    machine
+        .disks
+        .bring_logs_home(&out)
+        .context("bringing the guest's logs home")?;
     machine.disks.remove()?;
     if matches!(mode, Mode::Tests { .. }) && !out.join("logs").is_dir() {
-        bail!("the guest left no logs; its console is in {}", out.join("console.log").display());
+        bail!(
+            "the guest left no logs; its console is in {}",
+            out.join("console.log").display()
+        );
     }
     result
 }

@@ -7,16 +7,30 @@ use std::time::Duration;
 pub enum Message {
     /// The agent runs; the kernel's release.
     Boot(String),
-    Start { test: String, limit: Duration },
-    Ok { test: String, seconds: String },
-    Fail { test: String, seconds: String },
-    Skip { test: String, why: String },
+    Start {
+        test: String,
+        limit: Duration,
+    },
+    Ok {
+        test: String,
+        seconds: String,
+    },
+    Fail {
+        test: String,
+        seconds: String,
+    },
+    Skip {
+        test: String,
+        why: String,
+    },
     /// One line about the failure just reported.
     Why(String),
     /// The guest resets itself; the running test goes on afterwards.
     Reboot,
     /// All is done (with the demo's exit status); the guest powers off.
-    Done { status: u8 },
+    Done {
+        status: u8,
+    },
     Output(String),
 }
 
@@ -32,11 +46,20 @@ impl Message {
         match word {
             "boot" => Self::Boot(test),
             "start" => match second.parse() {
-                Ok(seconds) => Self::Start { test, limit: Duration::from_secs(seconds) },
+                Ok(seconds) => Self::Start {
+                    test,
+                    limit: Duration::from_secs(seconds),
+                },
                 Err(_) => Self::Output(line.to_owned()),
             },
-            "ok" => Self::Ok { test, seconds: second },
-            "fail" => Self::Fail { test, seconds: second },
+            "ok" => Self::Ok {
+                test,
+                seconds: second,
+            },
+            "fail" => Self::Fail {
+                test,
+                seconds: second,
+            },
             "skip" => Self::Skip { test, why: second },
             "why" => Self::Why(args.to_owned()),
             "reboot" => Self::Reboot,
@@ -56,20 +79,49 @@ mod tests {
     #[test]
     fn reads_what_the_agent_writes() {
         let limit = Duration::from_secs(120);
-        assert_eq!(Message::parse("@@ start a.b 120\r\n"), Message::Start { test: "a.b".into(), limit });
-        assert_eq!(Message::parse("@@ ok a.b 3.2"), Message::Ok { test: "a.b".into(), seconds: "3.2".into() });
+        assert_eq!(
+            Message::parse("@@ start a.b 120\r\n"),
+            Message::Start {
+                test: "a.b".into(),
+                limit
+            }
+        );
+        assert_eq!(
+            Message::parse("@@ ok a.b 3.2"),
+            Message::Ok {
+                test: "a.b".into(),
+                seconds: "3.2".into()
+            }
+        );
         assert_eq!(
             Message::parse("@@ skip a.b no such thing"),
-            Message::Skip { test: "a.b".into(), why: "no such thing".into() }
+            Message::Skip {
+                test: "a.b".into(),
+                why: "no such thing".into()
+            }
         );
-        assert_eq!(Message::parse("@@ why expected 1, got 2"), Message::Why("expected 1, got 2".into()));
+        assert_eq!(
+            Message::parse("@@ why expected 1, got 2"),
+            Message::Why("expected 1, got 2".into())
+        );
         assert_eq!(Message::parse("@@ done 0"), Message::Done { status: 0 });
     }
 
     #[test]
     fn takes_everything_else_for_output() {
-        for line in ["", "hello", "@@start a 1", "@@ start a soon", "@@ done", "@@ dance"] {
-            assert_eq!(Message::parse(line), Message::Output(line.into()), "{line:?}");
+        for line in [
+            "",
+            "hello",
+            "@@start a 1",
+            "@@ start a soon",
+            "@@ done",
+            "@@ dance",
+        ] {
+            assert_eq!(
+                Message::parse(line),
+                Message::Output(line.into()),
+                "{line:?}"
+            );
         }
     }
 }

@@ -38,7 +38,14 @@ impl Machine {
         if console.exists() {
             fs::remove_file(&console).with_context(|| format!("removing {}", console.display()))?;
         }
-        Ok(Self { guest, disks, accel, console, memory, cpus })
+        Ok(Self {
+            guest,
+            disks,
+            accel,
+            console,
+            memory,
+            cpus,
+        })
     }
 
     pub fn console(&self) -> &Path {
@@ -50,7 +57,10 @@ impl Machine {
         let mut command = self.command("console=ttyS0,115200");
         command
             .arg("-chardev")
-            .arg(format!("file,id=console,append=on,path={}", self.console.display()))
+            .arg(format!(
+                "file,id=console,append=on,path={}",
+                self.console.display()
+            ))
             .args(["-serial", "chardev:console", "-serial", "stdio"])
             .stdin(Stdio::null())
             .stdout(Stdio::piped());
@@ -62,12 +72,21 @@ impl Machine {
         let mut command = self.command("console=ttyS0,115200 quiet");
         command.args(["-serial", "mon:stdio", "-serial", "null"]);
         let status = command.status().context("starting qemu-system-x86_64")?;
-        Ok(if status.success() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+        Ok(if status.success() {
+            ExitCode::SUCCESS
+        } else {
+            ExitCode::FAILURE
+        })
     }
 
     fn command(&self, append: &str) -> Command {
         let mut command = base_command(self.accel, &self.guest);
-        command.args(["-m", &self.memory.to_string(), "-smp", &self.cpus.to_string()]);
+        command.args([
+            "-m",
+            &self.memory.to_string(),
+            "-smp",
+            &self.cpus.to_string(),
+        ]);
         command.arg("-append").arg(format!(
             "{append} panic=5 mitigations=off random.trust_cpu=on log_buf_len=16M printk.devkmsg=on \
              net.ifnames=0 audit=0 nokaslr no_timer_check systemd.show_status=0 systemd.firstboot=off"
@@ -81,7 +100,9 @@ impl Machine {
                 disk.serial,
                 if disk.read_only { "on" } else { "off" },
             ));
-            command.arg("-device").arg(format!("virtio-blk-pci,drive={0},serial={0}", disk.serial));
+            command
+                .arg("-device")
+                .arg(format!("virtio-blk-pci,drive={0},serial={0}", disk.serial));
         }
         command
     }
@@ -96,7 +117,11 @@ fn base_command(accel: Accel, guest: &Guest) -> Command {
         Accel::Tcg => ["-accel", "tcg,thread=multi,tb-size=1024", "-cpu", "qemu64"],
     });
     command.args(["-nodefaults", "-display", "none"]);
-    command.arg("-kernel").arg(guest.kernel_dir.join("vmlinuz")).arg("-initrd").arg(&guest.initrd);
+    command
+        .arg("-kernel")
+        .arg(guest.kernel_dir.join("vmlinuz"))
+        .arg("-initrd")
+        .arg(&guest.initrd);
     command
 }
 
@@ -105,16 +130,26 @@ fn choose_accel(guest: &Guest) -> Result<Accel> {
     if !Path::new("/dev/kvm").exists() {
         return Ok(Accel::Tcg);
     }
-    let boot_id = fs::read_to_string("/proc/sys/kernel/random/boot_id").context("reading the boot id")?;
-    let memory = guest.initrd.parent().and_then(Path::parent).map(|dir| dir.join("kvm-probe"));
-    let Some(memory) = memory else { bail!("the initrd has no cache directory above it") };
+    let boot_id =
+        fs::read_to_string("/proc/sys/kernel/random/boot_id").context("reading the boot id")?;
+    let memory = guest
+        .initrd
+        .parent()
+        .and_then(Path::parent)
+        .map(|dir| dir.join("kvm-probe"));
+    let Some(memory) = memory else {
+        bail!("the initrd has no cache directory above it")
+    };
     let known = fs::read_to_string(&memory).unwrap_or_default();
     let works = match known.split_once(' ') {
         Some((id, answer)) if id == boot_id.trim() => answer.trim() == "works",
         _ => {
             let works = probe_kvm(guest)?;
             let answer = if works { "works" } else { "broken" };
-            eprintln!("dst-vm: /dev/kvm {answer} here{}", if works { "" } else { ", using TCG (slower)" });
+            eprintln!(
+                "dst-vm: /dev/kvm {answer} here{}",
+                if works { "" } else { ", using TCG (slower)" }
+            );
             fs::write(&memory, format!("{} {answer}\n", boot_id.trim()))
                 .with_context(|| format!("writing {}", memory.display()))?;
             works
@@ -124,9 +159,18 @@ fn choose_accel(guest: &Guest) -> Result<Accel> {
 }
 
 fn probe_kvm(guest: &Guest) -> Result<bool> {
-    let log = guest.initrd.with_extension(format!("probe.{}", std::process::id()));
+    let log = guest
+        .initrd
+        .with_extension(format!("probe.{}", std::process::id()));
     let mut command = base_command(Accel::Kvm, guest);
-    command.args(["-m", "512", "-no-reboot", "-append", "console=ttyS0 dst.probe panic=-1", "-serial"]);
+    command.args([
+        "-m",
+        "512",
+        "-no-reboot",
+        "-append",
+        "console=ttyS0 dst.probe panic=-1",
+        "-serial",
+    ]);
     command.arg(format!("file:{}", log.display()));
     let mut child = command
         .stdin(Stdio::null())
@@ -135,7 +179,11 @@ fn probe_kvm(guest: &Guest) -> Result<bool> {
         .spawn()
         .context("starting qemu-system-x86_64 to try KVM")?;
     let deadline = Instant::now() + PROBE_LIMIT;
-    let said_so = || fs::read_to_string(&log).unwrap_or_default().contains(PROBE_WORD);
+    let said_so = || {
+        fs::read_to_string(&log)
+            .unwrap_or_default()
+            .contains(PROBE_WORD)
+    };
     while Instant::now() < deadline && child.try_wait()?.is_none() && !said_so() {
         thread::sleep(Duration::from_millis(50));
     }

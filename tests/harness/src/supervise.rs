@@ -39,8 +39,14 @@ pub fn tests(machine: &Machine, out: &Path, kernel: &str, limit: Duration) -> Re
     let began = Instant::now();
     announce(machine, "tests");
     let mut report = Report::default();
-    let end = run_to_end(machine, began + limit, &mut |message| report.take(message, out));
-    let Report { mut tally, failures, .. } = report;
+    let end = run_to_end(machine, began + limit, &mut |message| {
+        report.take(message, out)
+    });
+    let Report {
+        mut tally,
+        failures,
+        ..
+    } = report;
     if let Err(error) = &end {
         println!("FAIL vm: {error:#}");
         tally.failed += 1;
@@ -48,20 +54,36 @@ pub fn tests(machine: &Machine, out: &Path, kernel: &str, limit: Duration) -> Re
     for name in &failures {
         println!("failed: {name}  (log: {}/logs/{name}.log)", out.display());
     }
-    println!("kernel {kernel}, {}, {:.0} s, logs in {}", machine.guest.release, began.elapsed().as_secs_f32(), out.display());
-    println!("{} passed, {} failed, {} skipped", tally.passed, tally.failed, tally.skipped);
+    println!(
+        "kernel {kernel}, {}, {:.0} s, logs in {}",
+        machine.guest.release,
+        began.elapsed().as_secs_f32(),
+        out.display()
+    );
+    println!(
+        "{} passed, {} failed, {} skipped",
+        tally.passed, tally.failed, tally.skipped
+    );
     let good = tally.failed == 0 && tally.passed > 0;
-    Ok(if good { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(if good {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
 }
 
 pub fn demo(machine: &Machine, _out: &Path) -> Result<ExitCode> {
     announce(machine, "the demo");
-    let status = run_to_end(machine, Instant::now() + DEMO_LIMIT, &mut |message| match message {
-        Message::Output(line) => println!("{line}"),
-        Message::Fail { test, .. } => println!("FAIL {test}"),
-        Message::Why(text) => println!("    {text}"),
-        _ => {}
-    })?;
+    let status = run_to_end(
+        machine,
+        Instant::now() + DEMO_LIMIT,
+        &mut |message| match message {
+            Message::Output(line) => println!("{line}"),
+            Message::Fail { test, .. } => println!("FAIL {test}"),
+            Message::Why(text) => println!("    {text}"),
+            _ => {}
+        },
+    )?;
     Ok(ExitCode::from(status))
 }
 
@@ -70,7 +92,11 @@ fn announce(machine: &Machine, what: &str) {
         Accel::Kvm => "KVM",
         Accel::Tcg => "TCG",
     };
-    println!("booting Linux {} under {accel} for {what}; console: {}", machine.guest.release, machine.console().display());
+    println!(
+        "booting Linux {} under {accel} for {what}; console: {}",
+        machine.guest.release,
+        machine.console().display()
+    );
 }
 
 /// What the user sees of the tests, and the count.
@@ -90,7 +116,10 @@ impl Report {
             Message::Fail { test, seconds } => {
                 self.tally.failed += 1;
                 self.failures.push(test.clone());
-                println!("FAIL {test} {seconds}s  ({}/logs/{test}.log)", out.display());
+                println!(
+                    "FAIL {test} {seconds}s  ({}/logs/{test}.log)",
+                    out.display()
+                );
             }
             Message::Skip { test, why } => {
                 self.tally.skipped += 1;
@@ -112,27 +141,38 @@ fn run_to_end(machine: &Machine, deadline: Instant, show: &mut dyn FnMut(&Messag
             End::DiedInBoot => {
                 boots_failed += 1;
                 if boots_failed == BOOT_TRIES {
-                    bail!("{BOOT_TRIES} boots died early; see {}", machine.console().display());
+                    bail!(
+                        "{BOOT_TRIES} boots died early; see {}",
+                        machine.console().display()
+                    );
                 }
                 eprintln!("dst-vm: the boot died early, trying again ({boots_failed})");
             }
             End::DiedInTest(test) => {
                 boots_failed = 0;
-                eprintln!("dst-vm: the VM died or hung in {test}; booting again for the tests after it");
+                eprintln!(
+                    "dst-vm: the VM died or hung in {test}; booting again for the tests after it"
+                );
             }
         }
     }
 }
 
 /// One QEMU process, from start to power-off, death or a missed deadline.
-fn one_life(machine: &Machine, vm_deadline: Instant, show: &mut dyn FnMut(&Message)) -> Result<End> {
+fn one_life(
+    machine: &Machine,
+    vm_deadline: Instant,
+    show: &mut dyn FnMut(&Message),
+) -> Result<End> {
     let mut child = machine.boot()?;
     let lines = read_lines(&mut child)?;
     let mut running: Option<String> = None;
     let mut booted = false;
     let mut deadline = Instant::now() + BOOT_LIMIT;
     let end = loop {
-        let left = deadline.min(vm_deadline).saturating_duration_since(Instant::now());
+        let left = deadline
+            .min(vm_deadline)
+            .saturating_duration_since(Instant::now());
         match lines.recv_timeout(left) {
             Ok(message) => {
                 deadline = Instant::now() + allowance(&message);
@@ -154,9 +194,14 @@ fn one_life(machine: &Machine, vm_deadline: Instant, show: &mut dyn FnMut(&Messa
     match end {
         Some(end) => Ok(end),
         None if Instant::now() >= vm_deadline => {
-            bail!("the whole VM took too long{}", running.map(|t| format!(", in {t}")).unwrap_or_default())
+            bail!(
+                "the whole VM took too long{}",
+                running.map(|t| format!(", in {t}")).unwrap_or_default()
+            )
         }
-        None if booted => Ok(End::DiedInTest(running.unwrap_or_else(|| "no test".to_owned()))),
+        None if booted => Ok(End::DiedInTest(
+            running.unwrap_or_else(|| "no test".to_owned()),
+        )),
         None => Ok(End::DiedInBoot),
     }
 }
@@ -177,7 +222,10 @@ fn read_lines(child: &mut Child) -> Result<Receiver<Message>> {
         let mut reader = BufReader::new(stdout);
         let mut line = Vec::new();
         while reader.read_until(b'\n', &mut line).is_ok_and(|n| n > 0) {
-            if send.send(Message::parse(&String::from_utf8_lossy(&line))).is_err() {
+            if send
+                .send(Message::parse(&String::from_utf8_lossy(&line)))
+                .is_err()
+            {
                 return;
             }
             line.clear();
