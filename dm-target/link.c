@@ -254,7 +254,7 @@ static void dmdst_fail_all(struct list_head *reqs)
 static void dmdst_link_down_work(struct work_struct *work)
 {
 	struct dmdst_link *link = container_of(work, struct dmdst_link, down_work);
-	unsigned int noreclaim = memalloc_noreclaim_save();
+	unsigned int noio = memalloc_noio_save();
 	LIST_HEAD(unsent);
 	LIST_HEAD(in_flight);
 
@@ -281,7 +281,7 @@ static void dmdst_link_down_work(struct work_struct *work)
 	sockfd_put(link->sock);
 	dmdst_node_link_gone(link);
 	dmdst_link_put(link);
-	memalloc_noreclaim_restore(noreclaim);
+	memalloc_noio_restore(noio);
 
 	if (atomic_dec_and_test(&dmdst_links_alive))
 		wake_up_all(&dmdst_links_gone);

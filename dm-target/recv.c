@@ -213,11 +213,17 @@ static ssize_t dmdst_rx_receive(struct dmdst_link *link)
 {
 	struct msghdr msg = { .msg_flags = MSG_DONTWAIT | MSG_NOSIGNAL };
 	struct dmdst_rx_vec vec = { };
+	unsigned int noreclaim;
+	ssize_t ret;
 
 	if (!link->rx.req || dmdst_rx_vec_payload(&link->rx, &vec))
 		dmdst_rx_vec_headers(link, &vec);
 	iov_iter_bvec(&msg.msg_iter, ITER_DEST, vec.bv, vec.nr, vec.bytes);
-	return sock_recvmsg(link->sock, &msg, msg.msg_flags);
+	/* Not around the bios' ends: who owns them has no claim to the reserves. */
+	noreclaim = memalloc_noreclaim_save();
+	ret = sock_recvmsg(link->sock, &msg, msg.msg_flags);
+	memalloc_noreclaim_restore(noreclaim);
+	return ret;
 }
 
 /* One receive. True: there may be more to read. Caller: the only reader. */
@@ -246,7 +252,7 @@ bool dmdst_recv_some(struct dmdst_link *link)
 void dmdst_recv_work(struct work_struct *work)
 {
 	struct dmdst_link *link = container_of(work, struct dmdst_link, recv_work);
-	unsigned int noreclaim = memalloc_noreclaim_save();
+	unsigned int noio = memalloc_noio_save();
 	unsigned int budget = DMDST_RECV_BUDGET;
 
 	while (dmdst_recv_some(link)) {
@@ -255,5 +261,5 @@ void dmdst_recv_work(struct work_struct *work)
 		queue_work(dmdst_recv_wq, &link->recv_work);
 		break;
 	}
-	memalloc_noreclaim_restore(noreclaim);
+	memalloc_noio_restore(noio);
 }

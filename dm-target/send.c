@@ -208,10 +208,12 @@ static ssize_t dmdst_tx_push(struct dmdst_link *link)
 {
 	struct dmdst_tx *tx = &link->tx;
 	unsigned int flags = MSG_DONTWAIT | MSG_NOSIGNAL | (tx->more ? MSG_MORE : 0);
+	unsigned int noreclaim = memalloc_noreclaim_save();
 	ssize_t ret;
 
 	ret = dmdst_compat_send(link->sock, tx->bv, tx->nr, tx->skip, tx->bytes,
 				tx->splice, flags);
+	memalloc_noreclaim_restore(noreclaim);
 	if (ret > 0)
 		dmdst_tx_progress(link, ret);
 	return ret ? ret : -EIO;
@@ -258,10 +260,10 @@ void dmdst_send_work(struct work_struct *work)
 {
 	struct dmdst_link *link = container_of(to_delayed_work(work),
 					       struct dmdst_link, send_work);
-	unsigned int noreclaim = memalloc_noreclaim_save();
+	unsigned int noio = memalloc_noio_save();
 
 	dmdst_send_batches(link);
-	memalloc_noreclaim_restore(noreclaim);
+	memalloc_noio_restore(noio);
 }
 
 /* A polite end: best effort, on a link that has nothing else to send. */
