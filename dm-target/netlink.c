@@ -192,7 +192,8 @@ static int dmdst_put_node(struct sk_buff *msg, struct dmdst_node *node,
 
 static int dmdst_nl_reply_node(struct genl_info *info, struct dmdst_node *node)
 {
-	struct sk_buff *msg = nlmsg_new(DMDST_NODE_MSG_SIZE, GFP_KERNEL);
+	/* Under node->conf, which the links that reclaim waits for need. */
+	struct sk_buff *msg = nlmsg_new(DMDST_NODE_MSG_SIZE, GFP_NOIO);
 	int ret;
 
 	lockdep_assert_held(&node->conf);

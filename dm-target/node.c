@@ -93,9 +93,10 @@ static struct dmdst_node *dmdst_node_find(const char *name)
 	return NULL;
 }
 
+/* NOIO: reclaim may wait for a node whose links come in behind this lock. */
 static struct dmdst_node *dmdst_node_create(const char *name)
 {
-	struct dmdst_node *node = kzalloc(sizeof(*node), GFP_KERNEL);
+	struct dmdst_node *node = kzalloc(sizeof(*node), GFP_NOIO);
 
 	if (!node)
 		return NULL;
