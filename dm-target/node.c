@@ -347,6 +347,8 @@ static bool dmdst_live_del(struct dmdst_node *node, struct dmdst_link *link)
 				   rcu_dereference_protected(node->live[last],
 							     lockdep_is_held(&node->lock)));
 		WRITE_ONCE(node->nr_live, last);
+		/* A later nr_live can be seen before the link it is about. */
+		RCU_INIT_POINTER(node->live[last], NULL);
 		return true;
 	}
 	return false;
