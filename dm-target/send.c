@@ -82,7 +82,9 @@ static void dmdst_req_set_part(struct dmdst_req *req)
 	if (req->cmd == NBDW_CMD_READ || req->cmd == NBDW_CMD_WRITE)
 		most = READ_ONCE(export->max_payload);
 	req->len = min(req->left, most);
-	req->sync_after = req->fua && !(READ_ONCE(export->flags) & NBDW_SEND_FUA);
+	/* Once needed it stays: a part sent without FUA must be flushed, too. */
+	if (req->fua && !(READ_ONCE(export->flags) & NBDW_SEND_FUA))
+		req->sync_after = true;
 }
 
 static void dmdst_tx_give_slot(struct dmdst_link *link, struct dmdst_req *req)
