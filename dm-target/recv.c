@@ -176,8 +176,11 @@ static bool dmdst_rx_parse(struct dmdst_link *link, struct list_head *done)
 		if (rx->req) {
 			at += dmdst_rx_copy(link, page + at, rx->have - at);
 			dmdst_rx_payload_end(link, done);
-			if (rx->req)
+			if (rx->req && at == rx->have)
 				break;
+			/* Many tiny segments: the copy ended before the page did. */
+			if (rx->req)
+				continue;
 		}
 		if (rx->have - at < sizeof(struct nbdw_reply))
 			break;
