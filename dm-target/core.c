@@ -64,8 +64,9 @@ err_workqueues:
 static void __exit dmdst_exit(void)
 {
 	dmdst_target_unregister();
-	dmdst_netlink_exit();
+	/* They tell of their end: the family must still be there. */
 	dmdst_link_flush_gone();
+	dmdst_netlink_exit();
 	dmdst_destroy_workqueues();
 }
 
