@@ -28,8 +28,9 @@ static void dmdst_ready_work(struct work_struct *work)
 
 void dmdst_target_node_is_live(struct dmdst_target *t)
 {
+	/* It allocates freely: none of our queues, which reclaim waits for. */
 	if (atomic_dec_and_test(&t->not_yet_live))
-		queue_work(dmdst_down_wq, &t->ready_work);
+		schedule_work(&t->ready_work);
 }
 
 /* ---- flush ---- */
