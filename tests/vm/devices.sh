@@ -2,12 +2,14 @@
 # Makes devices over nodes that run already, and compares their contents with the backing files. Sourced by
 # those cases that need it, after lib.sh; works on one topology, $T/t.yaml. Starts no server.
 
-# topology: begins $T/t.yaml; then node NAME [URI] [OPTIONS], then device NAME [OPTION], then extent …
+# topology: begins $T/t.yaml; then node NAME [URI] [OPTIONS], then device NAME [OPTION...], then extent …
 topology() { printf 'version: 1\nnodes:\n' >"$T/t.yaml"; }
 node() { printf '  %s: {uri: "%s"%s}\n' "$1" "${2:-$(node_uri "$1")}" "${3:+, $3}" >>"$T/t.yaml"; }
 device() {
     grep -q '^devices:' "$T/t.yaml" || echo 'devices:' >>"$T/t.yaml"
-    printf '  %s:\n%s    table:\n' "$1" "${2:+    $2$'\n'}" >>"$T/t.yaml"
+    printf '  %s:\n' "$1" >>"$T/t.yaml"
+    [[ -z ${2:-} ]] || printf '    %s\n' "${@:2}" >>"$T/t.yaml"
+    echo '    table:' >>"$T/t.yaml"
 }
 # extent NODE [OFFSET [LENGTH]]: in sectors.
 extent() { printf '      - dst: {node: %s%s%s}\n' "$1" "${2:+, offset: $2s}" "${3:+, length: $3s}" >>"$T/t.yaml"; }
