@@ -3,6 +3,8 @@
 
 use clap::Args;
 use nix::sys::mman::{MlockAllFlags, mlockall};
+use nix::sys::stat::fstat;
+use nix::sys::stat::fstat;
 use tracing::warn;
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::layer::SubscriberExt;
@@ -44,13 +46,27 @@ impl Run {
     }
 }
 
-/// To the journal under systemd, else to standard error.
+/// The variable alone proves nothing: whoever a service starts inherits it, also with standard error elsewhere.
+fn stderr_is_journal() -> bool {
+    let stream = std::env::var("JOURNAL_STREAM").unwrap_or_default();
+    fstat(std::io::stderr()).is_ok_and(|stat| stream == format!("{}:{}", stat.st_dev, stat.st_ino))
+}
+
+/// Whether standard error is the journal. The variable alone says nothing: children inherit it, redirected or not.
+fn stderr_is_journal() -> bool {
+    let Ok(stat) = fstat(std::io::stderr()) else {
+        return false;
+    };
+    std::env::var("JOURNAL_STREAM").is_ok_and(|v| v == format!("{}:{}", stat.st_dev, stat.st_ino))
+}
+
+/// To the journal where standard error leads there, else to standard error.
 fn start_logs(filter: &str) -> Result<(), Stop> {
     let filter = EnvFilter::try_new(filter)
         .map_err(|error| Stop::new(Exit::Usage, format!("`{filter}` is no log filter: {error}")))?;
     let registry = tracing_subscriber::registry().with(filter);
-    let journal = std::env::var_os("JOURNAL_STREAM").and_then(|_| tracing_journald::layer().ok());
-    match journal {
+    let journal = stderr_is_journal().then(tracing_journald::layer);
+    match journal.and_then(Result::ok) {
         Some(journal) => registry.with(journal).init(),
         None => registry
             .with(
