@@ -279,6 +279,7 @@ static const struct nla_policy dmdst_link_policy[DMDST_LA_MAX + 1] = {
 static int dmdst_nl_export(struct genl_info *info, struct dmdst_export *export)
 {
 	struct nlattr **a = info->attrs;
+	u32 whole;
 
 	if (!a[DMDST_A_SIZE] || !a[DMDST_A_FLAGS] || !a[DMDST_A_MIN_BLOCK] ||
 	    !a[DMDST_A_PREF_BLOCK] || !a[DMDST_A_MAX_PAYLOAD] || !a[DMDST_A_ZERO_COPY]) {
@@ -290,10 +291,7 @@ static int dmdst_nl_export(struct genl_info *info, struct dmdst_export *export)
 	export->flags = nla_get_u32(a[DMDST_A_FLAGS]);
 	export->min_block = nla_get_u32(a[DMDST_A_MIN_BLOCK]);
 	export->pref_block = nla_get_u32(a[DMDST_A_PREF_BLOCK]);
-	/* Parts of a bio must end at a block of any size that a line can have. */
-	export->max_payload = round_down(nla_get_u32(a[DMDST_A_MAX_PAYLOAD]), SECTOR_SIZE);
-	if (export->max_payload > PAGE_SIZE)
-		export->max_payload = round_down(export->max_payload, PAGE_SIZE);
+	export->max_payload = nla_get_u32(a[DMDST_A_MAX_PAYLOAD]);
 	export->zero_copy = nla_get_u8(a[DMDST_A_ZERO_COPY]);
 
 	if (!(export->flags & NBDW_HAS_FLAGS)) {
@@ -301,11 +299,15 @@ static int dmdst_nl_export(struct genl_info *info, struct dmdst_export *export)
 				    "transmission flags without HAS_FLAGS");
 		return -EINVAL;
 	}
-	if (!is_power_of_2(export->min_block) || !export->max_payload) {
+	if (!is_power_of_2(export->min_block) || export->max_payload < SECTOR_SIZE) {
 		GENL_SET_ERR_MSG(info,
 				 "MIN_BLOCK must be a power of two, MAX_PAYLOAD at least 512");
 		return -EINVAL;
 	}
+	/* Parts of a bio must end at a block, of any size that a line can have. */
+	whole = export->max_payload >= PAGE_SIZE ? PAGE_SIZE : SECTOR_SIZE;
+	whole = max(whole, export->min_block);
+	export->max_payload = round_down(export->max_payload, whole);
 	return 0;
 }
 

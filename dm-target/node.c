@@ -194,14 +194,15 @@ static unsigned int dmdst_node_hold_links(struct dmdst_node *node, u32 slots,
 }
 
 /* Also those that drain. With @only_busy, links that carry nothing stay. */
-static void dmdst_node_cut_links(struct dmdst_node *node, bool only_busy,
-				 const char *why)
+static void dmdst_node_cut_links(struct dmdst_node *node, u32 slots,
+				 bool only_busy, const char *why)
 {
 	struct dmdst_link *link;
 
 	spin_lock(&node->lock);
 	list_for_each_entry(link, &node->links, list)
-		dmdst_link_cut(link, only_busy, why);
+		if (slots & BIT(link->slot))
+			dmdst_link_cut(link, only_busy, why);
 	spin_unlock(&node->lock);
 }
 
@@ -225,7 +226,7 @@ void dmdst_node_unuse(struct dmdst_node *node)
 		spin_unlock(&node->lock);
 		/* Only the node's own FLUSH can be left in queue and links. */
 		dmdst_node_fail_pending(node);
-		dmdst_node_cut_links(node, false, "no table names the node any more");
+		dmdst_node_cut_links(node, U32_MAX, false, "no table names the node any more");
 		mutex_unlock(&node->conf);
 	}
 	dmdst_node_put(node);
@@ -382,14 +383,23 @@ static void dmdst_node_tell_uses(struct dmdst_node *node)
 	}
 }
 
-/* The new set is seen as a whole: @fresh in, whoever had their slots out. */
+/* The slots that a node with @wanted links doesn't have. */
+static u32 dmdst_slots_from(unsigned int wanted)
+{
+	return wanted < DMDST_SLOTS_MAX ? U32_MAX << wanted : 0;
+}
+
+/*
+ * The new set is seen as a whole: @fresh in, whoever had their slots, or has
+ * one that is not wanted any more, out.
+ */
 static unsigned int dmdst_node_swap_links(struct dmdst_node *node,
 					  struct list_head *fresh,
 					  struct dmdst_link **old)
 {
 	struct dmdst_link *link;
 	unsigned int nr, i;
-	u32 slots = 0;
+	u32 slots = dmdst_slots_from(node->wanted);
 
 	lockdep_assert_held(&node->lock);
 	list_for_each_entry(link, fresh, list)
@@ -494,11 +504,10 @@ void dmdst_node_drop_links(struct dmdst_node *node, u32 slots, bool force)
 	changed = dmdst_node_update_state(node, "links dropped on request");
 	spin_unlock(&node->lock);
 
+	if (force)
+		dmdst_node_cut_links(node, slots, false, "dropped on request");
 	for (i = 0; i < nr; i++) {
-		if (force)
-			dmdst_link_cut(held[i], false, "dropped on request");
-		else
-			dmdst_link_drain(held[i]);
+		dmdst_link_drain(held[i]);
 		dmdst_link_put(held[i]);
 	}
 	if (changed)
@@ -515,8 +524,7 @@ void dmdst_node_set_wanted(struct dmdst_node *node, unsigned int wanted)
 	changed = dmdst_node_update_state(node, "more links are wanted");
 	spin_unlock(&node->lock);
 
-	if (wanted < DMDST_SLOTS_MAX)
-		dmdst_node_drop_links(node, U32_MAX << wanted, false);
+	dmdst_node_drop_links(node, dmdst_slots_from(wanted), false);
 	if (changed)
 		dmdst_netlink_node_event(node);
 }
@@ -633,7 +641,7 @@ void dmdst_node_fail_pending(struct dmdst_node *node)
 {
 	LIST_HEAD(queue);
 
-	dmdst_node_cut_links(node, true, "fail-pending");
+	dmdst_node_cut_links(node, U32_MAX, true, "fail-pending");
 	spin_lock(&node->lock);
 	dmdst_node_take_queue(node, NULL, &queue);
 	spin_unlock(&node->lock);
