@@ -4,7 +4,6 @@
 use clap::Args;
 use nix::sys::mman::{MlockAllFlags, mlockall};
 use nix::sys::stat::fstat;
-use nix::sys::stat::fstat;
 use tracing::warn;
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::layer::SubscriberExt;
@@ -50,14 +49,6 @@ impl Run {
 fn stderr_is_journal() -> bool {
     let stream = std::env::var("JOURNAL_STREAM").unwrap_or_default();
     fstat(std::io::stderr()).is_ok_and(|stat| stream == format!("{}:{}", stat.st_dev, stat.st_ino))
-}
-
-/// Whether standard error is the journal. The variable alone says nothing: children inherit it, redirected or not.
-fn stderr_is_journal() -> bool {
-    let Ok(stat) = fstat(std::io::stderr()) else {
-        return false;
-    };
-    std::env::var("JOURNAL_STREAM").is_ok_and(|v| v == format!("{}:{}", stat.st_dev, stat.st_ino))
 }
 
 /// To the journal where standard error leads there, else to standard error.
