@@ -8,7 +8,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result};
 
-use crate::host::{Guest, Tree, tool};
+use crate::host::{Guest, Tree, sbin, tool};
 
 const SCRATCH_DISKS: usize = 4;
 const SCRATCH_BYTES: u64 = 3 << 30;
@@ -87,13 +87,13 @@ impl Disks {
     /// Copies the guest's logs to OUT/logs. The guest may have died: its file system is repaired first.
     pub fn bring_logs_home(&self, out: &Path) -> Result<()> {
         // e2fsck exits with 1 after a repair, which is no failure here
-        Command::new("e2fsck")
+        sbin("e2fsck")
             .args(["-f", "-y"])
             .arg(&self.results)
             .output()
             .context("running e2fsck")?;
         tool(
-            Command::new("debugfs")
+            sbin("debugfs")
                 .args(["-R", "rdump /logs ."])
                 .arg(&self.results)
                 .current_dir(out),
@@ -124,12 +124,7 @@ fn modules_image(guest: &Guest, work: &Path) -> Result<PathBuf> {
         fs::create_dir_all(&updates).with_context(|| format!("creating {}", updates.display()))?;
         fs::copy(module, updates.join("dm-dst.ko"))
             .with_context(|| format!("copying {}", module.display()))?;
-        tool(
-            Command::new("depmod")
-                .arg("-b")
-                .arg(&stage)
-                .arg(&guest.release),
-        )?;
+        tool(sbin("depmod").arg("-b").arg(&stage).arg(&guest.release))?;
     }
     mke2fs(
         &image,
@@ -222,7 +217,7 @@ fn copy_binaries(from: &Path, to: &Path) -> Result<()> {
 }
 
 fn mke2fs(image: &Path, label: &str, content: Option<&Path>, size: &str) -> Result<()> {
-    let mut command = Command::new("mke2fs");
+    let mut command = sbin("mke2fs");
     command.args([
         "-q",
         "-F",

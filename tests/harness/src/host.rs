@@ -141,6 +141,16 @@ fn required_path(command: &mut Command) -> Result<PathBuf> {
     printed_path(command)?.with_context(|| format!("{shown} has no business skipping"))
 }
 
+/// A tool that Debian keeps in /usr/sbin, which a root shell from plain `su` does not have on its PATH.
+pub fn sbin(name: &str) -> Command {
+    let path = Path::new("/usr/sbin").join(name);
+    if path.exists() {
+        Command::new(path)
+    } else {
+        Command::new(name)
+    }
+}
+
 /// Runs a host tool and fails with what it said.
 pub fn tool(command: &mut Command) -> Result<String> {
     let out = command
