@@ -7,7 +7,7 @@ here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 # shellcheck source=scripts/lib.sh
 source "$here/lib.sh"
 
-RUST_NEEDED=1.88
+RUST_NEEDED=1.89
 
 # A Rust toolchain on PATH (rustup's, Debian's) is used if it is new enough; else Debian's cargo-web and
 # rustc-web (bookworm-security), which put cargo and rustc into /usr/bin.
