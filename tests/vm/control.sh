@@ -1,0 +1,56 @@
+#!/usr/bin/env bash
+# What the tests of control share: all that dstd could have changed, as text; refusals, which must change none
+# of it; verified I/O for as long as something takes. Sourced by their files. Needs dst-nlpoke.
+
+# Devices, their tables and event counters, nodes, their links and generations (but not what I/O counts).
+snapshot() {
+    dmsetup info -c --noheadings -o name,uuid,major,minor,suspended,segments,events --sort name
+    dmsetup table
+    dmsetup table --inactive
+    dst-nlpoke dump | jq -S 'del(.in_flight, .queued, .writes, .links[].received, .links[].sent, .links[].in_flight)'
+}
+
+# refused STATUS TEXT COMMAND...: it ends with both, and nothing has changed.
+refused() {
+    local status=$1 text=$2 before
+    shift 2
+    before=$(snapshot)
+    run "$@"
+    assert_eq "$RC" "$status" "the status of '$*' ($OUT)"
+    assert_contains "$OUT" "$text" "the text of '$*'"
+    assert_eq "$(snapshot)" "$before" "devices and nodes after '$*'"
+}
+
+# node_says NODE JQ VALUE: whether the kernel says that of the node.
+node_says() { [[ $(dst-nlpoke get "node=$1" | jq -r "$2") == "$3" ]]; }
+
+# start_verify JOBS: fio verifies device dev by these jobs, pass after pass, until stop_verify; sets VERIFY.
+start_verify() {
+    printf '%s\n' '[global]' filename=/dev/mapper/dev rw=randwrite verify=crc32c loops=2 group_reporting "$1" >"$T/jobs"
+    rm -f "$T/stop"
+    : >"$T/passes"
+    verify_passes &
+    VERIFY=$!
+}
+
+verify_passes() {
+    while [[ ! -e $T/stop ]]; do
+        fio --output="$T/fio" "$T/jobs" >>"$T/passes" 2>&1 || exit
+        echo "pass" >>"$T/passes"
+    done
+}
+
+# verify_goes_on: no error so far.
+verify_goes_on() { kill -0 "$VERIFY" 2>/dev/null || fail "I/O failed: $(cat "$T/passes" "$T/fio")"; }
+
+# stop_verify: the last pass ends; nothing may have failed.
+stop_verify() {
+    touch "$T/stop"
+    wait "$VERIFY" || fail "I/O failed: $(cat "$T/passes" "$T/fio")"
+    assert_contains "$(cat "$T/passes")" pass "what fio did"
+}
+
+# direct_job SIZE: one direct job at depth 16 on the first SIZE of the device; no two writes under way overlap.
+direct_job() {
+    printf '%s\n' '[direct]' direct=1 ioengine=libaio iodepth=16 bsrange=512-128k blockalign=512 serialize_overlap=1 "size=$1"
+}
