@@ -177,6 +177,7 @@ test_crash_loses_only_the_unsynced() {
 }
 
 # A VM that dies during a test fails that test, not the run.
+# @timeout 20
 # @expect-fail the VM died or was reset during this test
 test_planted_death() {
     echo b >/proc/sysrq-trigger
