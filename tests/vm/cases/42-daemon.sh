@@ -1,0 +1,234 @@
+#!/usr/bin/env bash
+# The daemon: it connects what was lost, adopts what it finds, tells systemd, and its death harms nothing. And
+# what the commands beside it say: status --json, plan's exit statuses, a second apply.
+# shellcheck source=tests/vm/control.sh
+source "$(dirname "${BASH_SOURCE[0]}")/../control.sh"
+
+# Device dev: 8 MiB of alpha with four links, then 4 MiB of beta.
+start_two_nodes() {
+    make_file "$(make_image alpha 8M)" 8M
+    make_file "$(make_image beta 4M)" 4M
+    start_nbdkit alpha
+    start_nbdkit beta
+    cat >"$T/t.yaml" <<END
+version: 1
+nodes:
+  alpha: {uri: "$(node_uri alpha)", links: 4}
+  beta: {uri: "$(node_uri beta)", links: 1}
+devices:
+  dev: {table: [{dst: {node: alpha, length: 8MiB}}, {dst: {node: beta, length: 4MiB}}]}
+END
+}
+
+# start_daemon: dstd run in the background; returns when it is ready. Sets DAEMON.
+start_daemon() {
+    : >"$T/dstd.log"
+    dstd run "$T/t.yaml" >>"$T/dstd.log" 2>&1 9>&- &
+    DAEMON=$!
+    wait_until 30 "the daemon to be ready" grep -q "ready: " "$T/dstd.log"
+    assert_ok udevadm settle --timeout=30
+}
+
+is_live() { node_says "$1" '"\(.state) \(.live)"' "live $2"; }
+gone() { ! kill -0 "$1"; }
+
+# read_at MIB: one block of the device, in the background. Sets READ.
+read_at() {
+    timeout 60 dd if=/dev/mapper/dev of="$T/read$1" bs=64k count=1 skip=$(($1 * 16)) iflag=direct status=none &
+    READ=$!
+}
+
+same_as_images() {
+    assert_ok blockdev --flushbufs /dev/mapper/dev
+    cat "$(node_image alpha)" "$(node_image beta)" | cmp - /dev/mapper/dev || fail "the device differs from the images"
+}
+
+# A server dies under I/O: what was in flight fails, what comes later waits for the daemon to connect again, and
+# the other node's extents notice nothing.
+test_server_killed_under_io() {
+    local waiting
+    start_two_nodes
+    defer "dstd fail-pending alpha"
+    start_daemon
+    assert_ok is_live alpha 4
+    pause_node alpha
+    read_at 0
+    wait_until 10 "the read in flight" node_says alpha .in_flight 1
+    kill_node alpha
+    wait_until 10 "the failure of what was in flight" gone $READ
+    if wait $READ; then fail "a read succeeded whose server was killed"; fi
+    wait_until 10 "the node's loss" node_says alpha .state lost
+    make_file "$T/new" 64K
+    timeout 100 dd if="$T/new" of=/dev/mapper/dev bs=64k seek=3 oflag=direct status=none &
+    waiting=$!
+    wait_until 10 "the write in the queue" node_says alpha .queued 1
+    read_at 9
+    wait $READ || fail "a read of the other node failed"
+    assert_ok cmp -n 65536 "$T/read9" "$(node_image beta)" 0 $((1 << 20))
+    assert_ok kill -0 $waiting
+    start_nbdkit alpha
+    wait_until 60 "the daemon to connect again" is_live alpha 4
+    wait $waiting || fail "the write that had waited failed"
+    assert_ok cmp -n 65536 "$T/new" "$(node_image alpha)" 0 $((3 << 16))
+    assert_ok node_says alpha '"\(.queued) \(.in_flight) \(.errors) \(.reconnects)"' "0 0 1 4"
+    assert_ok node_says beta '"\(.errors) \(.reconnects) \(.generation)"' "0 0 1"
+    same_as_images
+}
+
+# One of four links is cut: the node is degraded, its I/O goes on, and the daemon makes that one link again.
+test_one_of_four_links_cut() {
+    local port
+    start_two_nodes
+    start_daemon
+    dst-nlpoke listen >"$T/events" &
+    wait_until 10 "the listener" grep -q listening "$T/events"
+    port=$(ss -Htn state established "dst $(node_addr alpha)" | awk 'NR == 1 { sub(/.*:/, "", $3); print $3 }')
+    run ss -K dst "$(node_addr alpha)" sport = ":$port"
+    wait_until 20 "news of the loss" grep -q "^link alpha .* Lost" "$T/events"
+    assert_eq "$(grep -c "^link alpha .* Lost" "$T/events")" 1 "links lost ($(cat "$T/events"))"
+    assert_contains "$(cat "$T/events")" "node alpha Degraded: " "the events"
+    wait_until 60 "the fourth link" is_live alpha 4
+    assert_ok node_says alpha '"\(.errors) \(.reconnects) \(.generation)"' "0 1 5"
+    assert_eq "$(grep -c "^node alpha" "$T/events")" 2 "states of the node ($(cat "$T/events"))"
+    assert_not_contains "$(cat "$T/events")" "beta"
+    same_as_images
+}
+
+# What an adopting daemon must not touch.
+untouched() {
+    snapshot
+    klog | grep 'device-mapper: dst' || true
+}
+
+# The daemon is killed under load: I/O goes on, and the next one adopts everything and changes nothing.
+test_daemon_killed_under_load() {
+    local before sent
+    start_two_nodes
+    start_daemon
+    start_verify "$(direct_job 12m)"
+    wait_until 30 "I/O on the nodes" node_says beta '.links[0].received > 1000000' true
+    assert_ok udevadm settle --timeout=30
+    before=$(untouched)
+    kill -KILL $DAEMON
+    wait $DAEMON || true
+    sent=$(dst-nlpoke get node=alpha | jq '.links[0].sent')
+    wait_until 10 "I/O without a daemon" node_says alpha ".links[0].sent > $sent" true
+    start_daemon
+    assert_eq "$(untouched)" "$before" "what the new daemon changed"
+    assert_not_contains "$(cat "$T/dstd.log")" "connected" "its log"
+    verify_goes_on
+    stop_verify
+    assert_eq "$(untouched)" "$before" "what the new daemon changed later"
+    same_as_images
+    # once more without I/O (whose end makes uevents): the next one causes none
+    assert_ok udevadm settle --timeout=30
+    before=$(untouched && cat /sys/kernel/uevent_seqnum)
+    kill -KILL $DAEMON
+    wait $DAEMON || true
+    start_daemon
+    assert_eq "$(untouched && cat /sys/kernel/uevent_seqnum)" "$before" "what a daemon changed that found all right"
+    # and it does work
+    kill_node beta
+    start_nbdkit beta
+    wait_until 30 "the adopting daemon to connect again" is_live beta 1
+}
+
+# start_unit: dstd as a unit of type notify; returns when systemd was told READY.
+start_unit() {
+    assert_ok timeout 60 systemd-run --quiet --unit=dstd-test --property=Type=notify --property=WatchdogSec=20 \
+        "$(command -v dstd)" run "$T/t.yaml"
+}
+
+# systemd hears READY when all is live; SIGTERM ends the daemon and leaves devices, links and I/O as they are.
+test_systemd_notify_and_sigterm() {
+    local before
+    start_two_nodes
+    start_unit
+    # READY is not said before
+    assert_ok is_live alpha 4
+    assert_ok is_live beta 1
+    assert_eq "$(systemctl show -P StatusText dstd-test)" "1 devices, 2 nodes" "what it told systemd"
+    assert_ok udevadm settle --timeout=30
+    before=$(snapshot)
+    assert_ok timeout 20 systemctl stop dstd-test
+    assert_contains "$(journalctl --no-pager -o cat -u dstd-test)" "Deactivated successfully" "how it ended"
+    assert_eq "$(snapshot)" "$before" "devices and nodes after SIGTERM"
+    same_as_images
+    # a node that doesn't answer holds nobody up, and is named
+    kill_node beta
+    wait_until 10 "the node's loss" node_says beta .state lost
+    start_unit
+    assert_contains "$(systemctl show -P StatusText dstd-test)" "1 not fully connected: beta" "what it told systemd"
+    assert_eq "$(systemctl is-active dstd-test)" active
+}
+
+# SIGHUP reads the topology again; one with errors is logged, and the last good one stays in force.
+test_sighup() {
+    local stamp
+    start_two_nodes
+    start_daemon
+    # in place, same length, same time: nothing that the daemon would find by itself
+    stamp=$(stat -c %y "$T/t.yaml")
+    sed 's/links: 1/links: 2/' "$T/t.yaml" >"$T/new"
+    cat "$T/new" >"$T/t.yaml"
+    touch -d "$stamp" "$T/t.yaml"
+    kill -HUP $DAEMON
+    wait_until 20 "the second link" is_live beta 2
+    assert_contains "$(cat "$T/dstd.log")" "topology read again"
+    echo "  delta: nonsense" >>"$T/t.yaml"
+    kill -HUP $DAEMON
+    wait_until 20 "the error in the log" grep -q "the last good one stays in force" "$T/dstd.log"
+    assert_match "$(cat "$T/dstd.log")" "t.yaml:7:[0-9]+: "
+    # a changed file is found without a signal
+    sed '/delta/d; s/length: 4MiB/length: 2MiB, offset: 1MiB/; s/links: 2/links: 1/' "$T/t.yaml" >"$T/new"
+    cat "$T/new" >"$T/t.yaml"
+    wait_until 20 "one link again" is_live beta 1
+    # the same pass refuses other data
+    wait_until 20 "the refusal in the log" grep -q "refused: .*device dev" "$T/dstd.log"
+    assert_eq "$(dmsetup table dev)" "0 24576 dst 2 alpha 0 16384 beta 0 8192 2 block_size 512" "the table"
+    same_as_images
+    assert_ok kill -0 $DAEMON
+}
+
+# plan tells by its status what there is to do, apply does it, and the second apply does nothing.
+test_plan_statuses_and_second_apply() {
+    local before
+    start_two_nodes
+    refused 2 "+ create device dev (UUID DST-dev)" dstd plan "$T/t.yaml"
+    assert_contains "$OUT" "0 24576 dst 2 alpha 0 16384 beta 0 8192 2 block_size 512" "the plan"
+    assert_contains "$OUT" "+ connect node alpha, slot 0 1 2 3" "the plan"
+    assert_ok dstd apply "$T/t.yaml"
+    assert_contains "$OUT" "Done:"
+    assert_ok udevadm settle --timeout=30
+    refused 0 "" dstd plan "$T/t.yaml"
+    refused 0 "Nothing to do." dstd apply "$T/t.yaml"
+    sed -i 's/length: 4MiB/length: 3MiB/' "$T/t.yaml"
+    refused 3 "would shrink" dstd plan "$T/t.yaml"
+    sed -i 's/length: 3MiB/length: 3/' "$T/t.yaml"
+    refused 4 "has no unit" dstd plan "$T/t.yaml"
+    refused 64 "Usage" dstd plan --nonsense
+}
+
+# status --json is JSON with the fields that docs/dstd.md lists, and their values are the kernel's.
+test_status_json() {
+    start_two_nodes
+    assert_ok dstd apply "$T/t.yaml"
+    dstd status --json >"$T/status" || fail "status failed"
+    assert_eq "$(jq -cS '.devices[0] | del(.number)' "$T/status")" \
+        "$(jq -cSn '{name: "dev", uuid: "DST-dev", ours: true, sectors: 24576, state: "active", access: "read_write", open_count: 0,
+            inactive_table: false, nodes: ["alpha", "beta"], table: [
+            {start: 0, length: 16384, target: "dst", node: "alpha", offset: 0},
+            {start: 16384, length: 8192, target: "dst", node: "beta", offset: 0}]}')" "the device"
+    assert_eq "$(jq -r '.devices[0].number' "$T/status")" "$(dmsetup info -c --noheadings -o major,minor --separator : dev)" "its number"
+    assert_eq "$(jq -r '.nodes[] | "\(.name) \(.state) \(.live)/\(.wanted) \(.errors) \(.need_size) \(.negotiated.size) \(.links | length)"' "$T/status" | sort | xargs)" \
+        "alpha live 4/4 0 8388608 8388608 4 beta live 1/1 0 4194304 4194304 1" "the nodes"
+    assert_eq "$(jq -r '.nodes[0] | keys_unsorted | join(" ")' "$T/status")" \
+        "name state reason negotiated zero_copy wanted live in_flight queued errors reconnects generation need_size need_block need_write writes links" "a node's fields"
+    assert_eq "$(jq -r '.nodes[0].links[0] | keys_unsorted | join(" ")' "$T/status")" "slot generation state in_flight sent received" "a link's fields"
+    kill_node beta
+    wait_until 10 "the loss in the status" status_tells_loss
+    assert_ok dstd status
+    assert_match "$OUT" "beta +lost +0/1"
+}
+
+status_tells_loss() { [[ $(dstd status --json | jq -r '.nodes[] | select(.name == "beta") | .state') == lost ]]; }
