@@ -30,10 +30,10 @@ impl Run {
         start_logs(&self.log)?;
         // A daemon that serves swap or a root file system must not wait for its own pages, nor write any to get memory.
         if let Err(error) = flusher::set() {
-            warn!(%error, "PR_SET_IO_FLUSHER isn't set; run as root");
+            warn!("PR_SET_IO_FLUSHER isn't set; run as root: {error}");
         }
         if let Err(error) = mlockall(MlockAllFlags::MCL_CURRENT | MlockAllFlags::MCL_FUTURE) {
-            warn!(%error, "memory isn't locked; raise LimitMEMLOCK, or run as root");
+            warn!("memory isn't locked; raise LimitMEMLOCK, or run as root: {error}");
         }
         let kernel = system::kernel()?;
         let ended = system::block_on(run(kernel, system::connector(), self.topology.paths()))?;

@@ -105,7 +105,7 @@ fn hear(datagram: &[u8], family: Family) -> Heard {
             match message::event(command, attributes) {
                 Ok(event) => heard.events.extend(event),
                 Err(error) => {
-                    tracing::warn!(%error, "an event of dm-dst");
+                    tracing::warn!("an event of dm-dst can't be read: {error}");
                     heard.events.push(KernelEvent::Overflow);
                 }
             }

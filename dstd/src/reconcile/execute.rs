@@ -64,12 +64,12 @@ impl<K: Kernel + 'static, C: Connector> Executor<'_, K, C> {
                 continue;
             }
             progress(step);
-            info!(why = %step.why, "{}", step.action);
+            info!("{}: {}", step.action, step.why);
             let Err(error) = self.act(&step.action).await else {
                 note(&step.action, &mut pending);
                 continue;
             };
-            warn!(%error, "failed: {}", step.action);
+            warn!("failed: {}: {error}", step.action);
             failures.push(Failure {
                 step: step.clone(),
                 error,
@@ -95,7 +95,7 @@ impl<K: Kernel + 'static, C: Connector> Executor<'_, K, C> {
                 return Err(LinkError::Gone(want.node.clone()));
             };
             let node = connect(self.kernel, self.connector.as_ref(), &node.spec.uri, want).await?;
-            info!(node = %node.name, live = node.live, wanted = node.wanted, "connected");
+            info!(node = %node.name, "connected node {}: {} of {} links", node.name, node.live, node.wanted);
             return Ok(());
         }
         let action = action.clone();
@@ -118,7 +118,7 @@ impl<K: Kernel + 'static, C: Connector> Executor<'_, K, C> {
             Ok(())
         });
         if let Err(error) = result.await {
-            warn!(%error, "could not take back a half-made change");
+            warn!("could not take back a half-made change: {error}");
         }
     }
 }

@@ -350,7 +350,7 @@ pub async fn run<K: Kernel + 'static, C: Connector>(
                 }
                 Err(error) if schedule.first => return Err(error.into()),
                 Err(error) => {
-                    error!(%error, "the kernel can't be looked at");
+                    error!("the kernel can't be looked at: {error}");
                     schedule.after_failure();
                 }
             }

@@ -131,7 +131,7 @@ impl<K: Kernel + 'static, C: Connector> Task<K, C> {
     async fn links(&self, want: &Connect) -> Answer {
         match connect(&self.kernel, self.connector.as_ref(), &self.uri, want).await {
             Ok(node) => {
-                info!(node = %self.node, live = node.live, wanted = node.wanted, "connected");
+                info!(node = %self.node, "connected node {}: {} of {} links", self.node, node.live, node.wanted);
                 Answer::Connected
             }
             Err(error) => self.failed(error.to_string()),
@@ -139,7 +139,7 @@ impl<K: Kernel + 'static, C: Connector> Task<K, C> {
     }
 
     fn failed(&self, error: String) -> Answer {
-        warn!(node = %self.node, uri = %self.uri, "not connected, will be tried again: {error}");
+        warn!(node = %self.node, "node {} is not connected, will be tried again: {error}", self.node);
         Answer::Failed(error)
     }
 }
