@@ -63,6 +63,19 @@ stop_arrays() {
     timeout 30 mdadm --stop --scan
 }
 
+# A node without links makes whoever reads its device wait for ever, LVM's tools too: end what waits, and take
+# the devices away before anything scans them.
+drop_unready_dst_devices() {
+    local name node
+    for node in $(dmsetup status --noflush --target dst 2>/dev/null |
+        awk '{ for (i = 0; i < $5; i++) if ($(8 + i * $6) !~ /^(live|degraded)$/) print $(7 + i * $6) }' | sort -u); do
+        timeout 20 dstd fail-pending "$node"
+    done
+    for name in $(dmsetup status --noflush --target dst 2>/dev/null | awk -F': ' '/ (waiting|mismatch|lost) /{ print $1 }'); do
+        timeout 20 dmsetup remove "$name"
+    done
+}
+
 # Suspended devices first: everything else would hang on them.
 remove_dm_devices() {
     local name
@@ -70,6 +83,7 @@ remove_dm_devices() {
     for name in $(dmsetup info -c --noheadings -o name -S 'suspended=1' 2>/dev/null); do
         timeout 20 dmsetup resume "$name"
     done
+    drop_unready_dst_devices
     timeout 60 vgchange -q -an >/dev/null 2>&1
     for _ in {1..8}; do
         any /sys/block/dm-* || return 0

@@ -44,6 +44,9 @@ make_node_net() {
         ip addr add 10.77.$number.2/24 dev eth0; ip addr add fd77:$number::2/64 dev eth0 nodad"
 }
 
+# A socket that listens is not yet a server that talks: on a busy host nbd-server now and then leaves its
+# first clients without a greeting for more than ten seconds.
+greets() { [[ $(timeout 3 head -c 8 <"/dev/tcp/$(node_addr "$1")/$NODE_PORT") == NBDMAGIC ]]; }
 listens() { [[ -n $(in_node "$1" ss -Hltn "sport = :$NODE_PORT") ]]; }
 
 write_uri() { printf 'nbd://%s:%s/%s\n' "$(node_addr "$1")" "$NODE_PORT" "$2" >"$(node_dir "$1")/uri"; }
@@ -107,6 +110,7 @@ start_nbd_server() {
     write_uri "$name" "$name"
     (to_node_group && in_node "$name" nbd-server -C "$dir/nbd-server.conf" -p "$dir/pid" >>"$dir/log" 2>&1)
     wait_until 30 "server of node $name" listens "$name"
+    wait_until 60 "greeting of node $name" greets "$name"
 }
 
 # start_unix_nbdkit NAME [ARG...]: nbdkit on the Unix socket $T/NAME.sock; no namespace.
