@@ -48,7 +48,7 @@ same_as_images() {
 test_server_killed_under_io() {
     local waiting
     start_two_nodes
-    defer "dstd fail-pending alpha"
+    defer "pkill -KILL -x dstd; dstd fail-pending alpha; dmsetup remove --retry dev"
     start_daemon
     assert_ok is_live alpha 4
     pause_node alpha
