@@ -58,9 +58,27 @@ unmount_all() {
     done
 }
 
+# Whoever closes a member makes udev look at it and assemble the array again: so udev rests until the members
+# say no longer that they are members.
 stop_arrays() {
+    local slave members=()
     any /sys/block/md* || return 0
+    for slave in /sys/block/md*/slaves/*; do members+=("/dev/${slave##*/}"); done
+    udevadm settle -t 10
+    udevadm control --stop-exec-queue
     timeout 30 mdadm --stop --scan
+    ! any "${members[@]}" || timeout 30 mdadm --zero-superblock "${members[@]}"
+    udevadm control --start-exec-queue
+    udevadm settle -t 10
+}
+
+# An array that udev began while its members went: it has no member any more, and only needs to be stopped.
+stop_empty_arrays() {
+    for _ in {1..10}; do
+        any /sys/block/md* || return 0
+        timeout 30 mdadm --stop --scan
+        udevadm settle -t 10
+    done
 }
 
 # A node without links makes whoever reads its device wait for ever, LVM's tools too: end what waits, and take
@@ -160,6 +178,7 @@ cleanup() {
         unmount_all
         stop_arrays
         remove_dm_devices
+        stop_empty_arrays
         drop_nbd_and_loops
         kill_group nodes
         drop_namespaces

@@ -54,17 +54,22 @@ write_uri() { printf 'nbd://%s:%s/%s\n' "$(node_addr "$1")" "$NODE_PORT" "$2" >"
 # Servers have a process group of their own: cleanup ends them last, when no device needs them any more.
 to_node_group() { echo "$BASHPID" >"$CGROUP/nodes/cgroup.procs"; }
 
-# detach NAME COMMAND...: in a session of its own, its output in node_log, its end no error of the test's.
+# detach NAME COMMAND...: in a session of its own, its output in node_log, its end no error of the test's. Init
+# adopts it (--fork) before it runs: a child of the test's shell gets a SIGTERM when that ends, and nbdkit then
+# answers cleanup's I/O with errors.
 detach() {
-    local dir
-    dir=$(node_dir "$1")
+    local name=$1 dir
+    dir=$(node_dir "$name")
     shift
+    rm -f "$dir/pid"
     (
         trap - ERR
         to_node_group
-        exec setsid "$@" >>"$dir/log" 2>&1 </dev/null 9>&-
-    ) &
-    echo $! >"$dir/pid"
+        # shellcheck disable=SC2016 # the inner shell expands it
+        exec setsid --fork bash -c 'echo $$ >"$0.new" && mv "$0.new" "$0" && exec "$@"' \
+            "$dir/pid" "$@" >>"$dir/log" 2>&1 </dev/null 9>&-
+    )
+    wait_until 10 "the pid of $name's server" test -s "$dir/pid"
 }
 
 # launch NAME EXPORT COMMAND...: the server in the node's namespace; returns when it listens.
