@@ -5,6 +5,7 @@
 
 pub mod cli;
 pub mod dm;
+pub mod export;
 pub mod kernel;
 pub mod nbd;
 pub mod netlink;
