@@ -6,5 +6,7 @@
 
 pub mod backend;
 pub mod link;
+pub mod roles;
+pub mod wire;
 
 pub use link::{End, LinkGate, ReplyMode, Transmission};
