@@ -232,7 +232,7 @@ mod tests {
 
     fn small() -> Limits {
         Limits {
-            connections: 4,
+            connections: 5,
             connections_per_peer: 3,
             handshakes: 3,
             handshakes_per_peer: 2,
@@ -254,9 +254,10 @@ mod tests {
         let a3 = admit(1).unwrap();
         assert_eq!(admit(1).unwrap_err(), Full::ConnectionsPerPeer(3));
         b1.handshake_done();
-        assert_eq!(admit(2).unwrap_err(), Full::Connections(4));
-        assert_eq!(admission.connections(), 4);
-        drop((a1, a2, a3, b1));
+        let b2 = admit(2).unwrap();
+        assert_eq!(admit(3).unwrap_err(), Full::Connections(5));
+        assert_eq!(admission.connections(), 5);
+        drop((a1, a2, a3, b1, b2));
         assert_eq!(admission.lock().all, Count::default());
         assert!(admission.lock().peers.is_empty());
     }

@@ -22,4 +22,13 @@ pub mod service;
 mod socket;
 pub mod wire;
 
+#[cfg(test)]
+mod config_tests;
+#[cfg(test)]
+mod handshake_tests;
+#[cfg(test)]
+mod server_tests;
+#[cfg(test)]
+mod testing;
+
 pub use link::{End, LinkGate, ReplyMode, Transmission};
