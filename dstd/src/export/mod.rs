@@ -6,5 +6,6 @@
 
 pub mod backend;
 pub mod link;
+pub mod worker;
 
 pub use link::{End, LinkGate, ReplyMode, Transmission};
