@@ -52,7 +52,7 @@ fn stderr_is_journal() -> bool {
 }
 
 /// To the journal where standard error leads there, else to standard error.
-fn start_logs(filter: &str) -> Result<(), Stop> {
+pub(super) fn start_logs(filter: &str) -> Result<(), Stop> {
     let filter = EnvFilter::try_new(filter)
         .map_err(|error| Stop::new(Exit::Usage, format!("`{filter}` is no log filter: {error}")))?;
     let registry = tracing_subscriber::registry().with(filter);
