@@ -3,6 +3,7 @@
 //! Owns encoding and decoding of greetings, options and option replies, as pure functions.
 //! Called by the client; a node server would use the same. Never does I/O.
 
+use crate::export::wire;
 use crate::kernel::NbdFlags;
 
 /// First eight bytes of every server: "NBDMAGIC".
@@ -208,6 +209,8 @@ pub fn option_name(option: u32) -> &'static str {
         OPT_LIST => "NBD_OPT_LIST",
         OPT_INFO => "NBD_OPT_INFO",
         OPT_GO => "NBD_OPT_GO",
+        wire::OPT_SESSION => "the SESSION option",
+        wire::OPT_FENCE => "the FENCE option",
         _ => "an unknown option",
     }
 }

@@ -151,8 +151,13 @@ pub async fn probe_nodes<C: Connector>(
                         .await
                         .ok()
                         .and_then(Result::ok)
-                        .map(Ok),
-                    _ => Some(probe.await.map_err(|error| error.to_string())),
+                        .map(|found| Ok(found.negotiated)),
+                    _ => Some(
+                        probe
+                            .await
+                            .map(|found| found.negotiated)
+                            .map_err(|error| error.to_string()),
+                    ),
                 };
                 (name, answer)
             });
