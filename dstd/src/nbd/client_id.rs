@@ -16,7 +16,7 @@ use crate::units::Id;
 const OVERRIDE: &str = "/etc/dst/client-id";
 const MACHINE_ID: &str = "/etc/machine-id";
 /// The machine's id is meant to stay on the machine, so what servers see is a hash of it, in a namespace of its own.
-const NAMESPACE: Uuid = Uuid::from_u128(0x6f1d_1c62_53c5_4f0e_9a55_d5703c1be5a7);
+const NAMESPACE: Uuid = Uuid::from_u128(0x6f1d_1c62_53c5_4f0e_9a55_d570_3c1b_e5a7);
 
 #[derive(Debug, Error)]
 pub enum ClientIdError {

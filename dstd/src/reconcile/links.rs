@@ -77,10 +77,9 @@ async fn connect_once<K: Kernel + 'static, C: Connector>(
         Some(session) => session,
         None => connector.new_session().map_err(failed)?,
     };
-    let mut attaches = attaches(&node, want, session, &slots)?.into_iter();
     let mut links: Vec<(Attach, Connection)> = Vec::new();
     let mut wanted = want.wanted;
-    while let Some(attach) = attaches.next() {
+    for attach in attaches(&node, want, session, &slots)? {
         let connection = connector.connect(uri, &attach).await.map_err(failed)?;
         say_fence(&want.node, &attach, &connection.fenced);
         let negotiated = &connection.negotiated;

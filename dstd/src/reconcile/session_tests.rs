@@ -69,6 +69,13 @@ impl World {
         connect(&self.kernel, &self.nodes, &uri(), want).await
     }
 
+    fn set_state(&self, slot: u32, to: LinkState) {
+        let mut state = self.kernel.state();
+        let node = state.nodes.get_mut(&node_a()).unwrap();
+        let link = node.links.iter_mut().find(|l| l.slot == Slot(slot));
+        link.unwrap().state = to;
+    }
+
     /// What connections were told to be since this was asked last: slot, generation, fenced up to.
     fn told(&self) -> Vec<(u32, u32, Option<u32>)> {
         let told = std::mem::take(&mut *self.nodes.attached());
@@ -142,13 +149,8 @@ async fn a_link_that_is_replaced_or_drains_is_not_fenced() {
         [(0, 3, None)],
         "slot 0 works until it is replaced"
     );
-    let mut state = world.kernel.state();
-    let node = state.nodes.get_mut(&node_a()).unwrap();
-    let draining = node.links.iter_mut().find(|l| l.slot == Slot(1));
-    draining.unwrap().state = LinkState::Draining;
-    let lost = node.links.iter_mut().find(|l| l.slot == Slot(0));
-    lost.unwrap().state = LinkState::Lost;
-    drop(state);
+    world.set_state(1, LinkState::Draining);
+    world.set_state(0, LinkState::Lost);
     world.connect(&want(2)).await.unwrap();
     assert_eq!(world.told(), [(0, 4, Some(3)), (1, 5, None)]);
 }
