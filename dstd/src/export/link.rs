@@ -2,9 +2,10 @@
 //!
 //! Owns the moments of a link's life that both sides must agree on: it may write, it is cut, it has ended.
 //! Made by the handshake, kept by the roles (who cut it) and by one worker (who ends it).
-//!
+//! ```text
 //!     open ──cut()──► cut ──end()──► ended        cut: no request starts any more; the socket is shut down
 //!       └──────────────end()───────────▲          ended: nothing of it can touch the storage, it is closed
+//! ```
 
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, Ordering};

@@ -21,6 +21,7 @@ pub mod server;
 pub mod service;
 mod socket;
 pub mod wire;
+pub mod worker;
 
 #[cfg(test)]
 mod config_tests;

@@ -3,6 +3,7 @@
 //! Owns encoding and decoding of greetings, options and option replies, as pure functions.
 //! Called by the client (`nbd::client`) and by the node server's handshake (`export`). Never does I/O.
 
+use crate::export::wire;
 use crate::kernel::NbdFlags;
 
 /// First eight bytes of every server: "NBDMAGIC".
@@ -335,6 +336,8 @@ pub fn option_name(option: u32) -> &'static str {
         OPT_LIST_META_CONTEXT => "NBD_OPT_LIST_META_CONTEXT",
         OPT_SET_META_CONTEXT => "NBD_OPT_SET_META_CONTEXT",
         OPT_EXTENDED_HEADERS => "NBD_OPT_EXTENDED_HEADERS",
+        wire::OPT_SESSION => "the SESSION option",
+        wire::OPT_FENCE => "the FENCE option",
         _ => "an unknown option",
     }
 }

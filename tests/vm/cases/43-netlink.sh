@@ -104,6 +104,9 @@ ERANGE | out of range | drop node=alpha link=32::
 END
 }
 
+# misfit TEXT: what a refused export is told; Linux 6.1 can only send constant texts, NODE_GET has the reason there.
+misfit() { [[ $(uname -r) == 6.1.* ]] && echo "the export doesn't fit; NODE_GET has the reason" || echo "$1"; }
+
 # What holds once a node has been live: generations only rise, WANTED follows the server, the export must fit.
 test_refusals_of_a_live_node() {
     local uri
@@ -115,20 +118,20 @@ test_refusals_of_a_live_node() {
     run dst-nlpoke links node=alpha export=1048064 wanted=1 link=0:1:pair
     assert_eq "$RC" 1 "status of an export that is too small"
     assert_contains "$OUT" "refused: EMEDIUMTYPE: "
-    assert_contains "$OUT" "the export has 1048064 bytes, its extents need 1048576"
+    assert_contains "$OUT" "$(misfit "the export has 1048064 bytes, its extents need 1048576")"
     assert_ok node_says alpha '"\(.state) \(.reason)"' "mismatch the export has 1048064 bytes, its extents need 1048576"
     assert_contains "$(dmsetup status --noflush dev)" "alpha mismatch 0/1"
     # a server with one connection only
     assert_ok dst-nlpoke links node=alpha size=1048576 flags=109 min=1 pref=4096 max=33554432 zero=0 wanted=1 "link=0:7:nbd@$uri"
     assert_ok node_says alpha '"\(.state) \(.reason) \(.generation)"' "live null 7"
     # the live link stays, whatever is refused
-    refusals <<'END'
+    refusals <<END
 EOPNOTSUPP | more than one link | set node=alpha wanted=2
 ESTALE | not above every earlier one | links EXPORT link=0:7:pair
 ESTALE | not above every earlier one | links EXPORT link=0:6:pair
-EMEDIUMTYPE | its extents need 1048576 | links EXPORT size=512 link=0:8:pair
-EMEDIUMTYPE | minimum block is 4096 | links EXPORT min=4096 link=0:8:pair
-EMEDIUMTYPE | read-only | links EXPORT flags=111 wanted=1 link=0:8:pair
+EMEDIUMTYPE | $(misfit "its extents need 1048576") | links EXPORT size=512 link=0:8:pair
+EMEDIUMTYPE | $(misfit "minimum block is 4096") | links EXPORT min=4096 link=0:8:pair
+EMEDIUMTYPE | $(misfit "read-only") | links EXPORT flags=111 wanted=1 link=0:8:pair
 END
     assert_ok dd if=/dev/mapper/dev of=/dev/null bs=64k iflag=direct status=none
 }

@@ -1,12 +1,12 @@
-//! Who may write to an export: the rules of docs/writer-role.md as a pure state machine.
-//!
-//! Owned by `Roles`, which feeds it events (with the time) and cuts the links it names. Never does I/O or waits.
-//!
+//! Who may write to an export: the rules of docs/writer-role.md, pure. Owned by `Roles`, which feeds it events and
+//! cuts the links that it names. Never does I/O, never waits, has no clock of its own.
+//! ```text
 //!     free ──join──► held ⇄ lost: no link left;    held: other clients refused, anonymous ones read-only
 //!      │ ▲             │     after holder_timeout
 //!      │ └──last DISC──┘     anyone may have it    same client, steal or lost for long: the older links are
 //!      ▼ claim                                     cut; the newcomer is *taking*: its tickets wait till they
 //!     anonymous ──last writer ended──► free        have ended, all others are refused meanwhile
+//! ```
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;

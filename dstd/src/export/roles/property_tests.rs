@@ -151,6 +151,26 @@ impl Model {
         }
     }
 
+    fn join(&mut self, newcomer: Newcomer) {
+        match self.machine.join(self.now, newcomer.clone()) {
+            Ok(Outcome::Joined(link)) => self.joined(link, &newcomer),
+            Ok(Outcome::Waits(ticket, cut)) => {
+                self.cut(&cut);
+                self.tickets.insert(ticket, newcomer);
+            }
+            Err(_) => {}
+        }
+    }
+
+    fn claim(&mut self, id: LinkId) {
+        let link = self.links.get_mut(&id).expect("chosen among them");
+        if link.party.is_none() {
+            let may = self.machine.claim(self.now, id);
+            assert!(may || !link.writes, "taken back");
+            link.writes = may;
+        }
+    }
+
     fn step(&mut self, event: &Event) {
         match *event {
             Event::Join {
@@ -160,19 +180,11 @@ impl Model {
                 steal,
                 read_only,
             } => {
-                let newcomer = Newcomer {
+                self.join(Newcomer {
                     steal,
                     read_only,
                     ..newcomer(session(client, nonce), slot, generation)
-                };
-                match self.machine.join(self.now, newcomer.clone()) {
-                    Ok(Outcome::Joined(link)) => self.joined(link, &newcomer),
-                    Ok(Outcome::Waits(ticket, cut)) => {
-                        self.cut(&cut);
-                        self.tickets.insert(ticket, newcomer);
-                    }
-                    Err(_) => {}
-                }
+                });
             }
             Event::JoinAnonymous => {
                 if let Anonymous::Lazy(link) = self.machine.join_anonymous(self.now, "x".to_owned())
@@ -189,12 +201,7 @@ impl Model {
             }
             Event::Claim(which) => {
                 if let Some(id) = choose(&self.links, which) {
-                    let link = self.links.get_mut(&id).expect("chosen among them");
-                    if link.party.is_none() {
-                        let may = self.machine.claim(self.now, id);
-                        assert!(may || !link.writes, "taken back");
-                        link.writes = may;
-                    }
+                    self.claim(id);
                 }
             }
             Event::Ended(which, why) => {

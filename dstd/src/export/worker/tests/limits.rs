@@ -1,0 +1,245 @@
+//! Links under stress: stalled storage, cuts, slow readers, failing flushes.
+
+use std::time::Duration;
+
+use super::super::request::*;
+use super::peer::*;
+use crate::export::backend::{FaultKind, FaultScript};
+use crate::export::link::{End, ReplyMode};
+
+const MIB: usize = 1 << 20;
+const ALL: std::ops::Range<u64> = 0..u64::MAX;
+
+fn faulty(engine: super::super::Engine, content: &[u8]) -> (Server, std::sync::Arc<FaultScript>) {
+    let script = FaultScript::new();
+    let faults = std::sync::Arc::clone(&script);
+    let server = Server::with(engine, content, |backend| backend.with_faults(faults));
+    (server, script)
+}
+
+#[test]
+fn a_link_ends_only_after_its_stalled_write_whatever_happened_to_it() {
+    for engine in ENGINES {
+        for how in ["cut", "half-close", "disc", "vanish"] {
+            let (server, script) = faulty(engine, &pattern(MIB, 0));
+            let mut other = server.link(ReplyMode::Simple);
+            let mut peer = server.link(ReplyMode::Simple);
+            let hold = script.hold(FaultKind::Write, 0..4096);
+            peer.send_write(0, 0, &[1; 4096]);
+            assert!(hold.wait_reached(1, PATIENCE));
+            let (a, b) = std::os::unix::net::UnixStream::pair().unwrap();
+            drop(b);
+            let gate = std::sync::Arc::clone(&peer.gate);
+            match how {
+                "cut" => gate.cut(),
+                "half-close" => peer.half_close(),
+                "disc" => peer.disconnect(),
+                _ => drop(std::mem::replace(&mut peer.stream, a)),
+            }
+            // The other link is served meanwhile, by the same worker.
+            for n in 0..20 {
+                assert_eq!(other.read(8192, 4096), pattern(4096, 8192), "{n}");
+                assert_eq!(gate.ended(), None, "{how}: a write of it still runs");
+            }
+            assert_eq!(server.content()[0..4096], pattern(4096, 0));
+            hold.release();
+            let expected = match how {
+                "cut" => End::Cut,
+                "disc" => End::Disconnected,
+                _ => End::Lost,
+            };
+            assert_eq!(wait_end(&gate), expected, "{how}");
+            assert_eq!(server.content()[0..4096], [1; 4096], "{how}: it was written before");
+            if matches!(how, "half-close" | "disc") {
+                assert_eq!(peer.reply().errno, 0, "{how}: and answered");
+                assert_eq!(peer.try_reply(), None);
+            }
+            server.assert_no_memory_held();
+        }
+    }
+}
+
+#[test]
+fn no_request_starts_after_a_cut() {
+    for engine in ENGINES {
+        let (server, script) = faulty(engine, &pattern(MIB, 0));
+        let mut peer = server.link(ReplyMode::Simple);
+        let hold = script.hold(FaultKind::Write, 0..65_536);
+        // As many as may run at a time stall; those behind them wait in the server.
+        for n in 0..40u64 {
+            peer.send_write(0, n * 512, &[1; 512]);
+        }
+        let running = super::super::link::JOBS;
+        assert!(hold.wait_reached(running as u32, PATIENCE));
+        peer.gate.cut();
+        hold.release();
+        assert_eq!(peer.end(), End::Cut);
+        let content = server.content();
+        let written = (0..40).filter(|n| content[n * 512] == 1).count();
+        assert!(written <= running, "{written} writes, {running} had begun");
+        server.assert_no_memory_held();
+    }
+}
+
+#[test]
+fn a_slow_reader_keeps_memory_bounded() {
+    let limit = 34 * MIB;
+    for engine in ENGINES {
+        for (mode, len) in [
+            (ReplyMode::Simple, 4096),
+            (ReplyMode::Simple, MIB as u64),
+            (ReplyMode::Structured, MIB as u64),
+        ] {
+            let server = Server::new(engine, &pattern(MIB, 0));
+            let mut peer = server.link_on(Terms {
+                in_flight: limit,
+                ..Terms::of(mode)
+            });
+            let count = (3 * limit as u64).div_ceil(len);
+            let mut bytes = Vec::new();
+            for _ in 0..count {
+                bytes.extend(peer.encode(CMD_READ, 0, 0, len).1);
+            }
+            let mut writer = peer.stream.try_clone().unwrap();
+            let sender = std::thread::spawn(move || {
+                std::io::Write::write_all(&mut writer, &bytes).unwrap();
+            });
+            let mut other = server.link(ReplyMode::Simple);
+            let mut most = 0;
+            // The memory grows until the limit stops it: then nothing changes over many rounds of another link.
+            let mut same = 0;
+            while same < 200 {
+                assert_eq!(other.read(0, 512), pattern(512, 0));
+                let now = server.workers.memory();
+                same = if now > most { 0 } else { same + 1 };
+                most = most.max(now);
+            }
+            assert!(most > limit / 2, "{most} bytes: the limit wasn't reached");
+            assert!(most < limit + limit / 8 + MIB, "{most} bytes held for one link");
+            for _ in 0..count {
+                let reply = peer.reply();
+                assert!(reply.errno == 0 && reply.data == pattern(len as usize, 0));
+            }
+            sender.join().unwrap();
+            server.assert_no_memory_held();
+        }
+    }
+}
+
+#[test]
+fn a_failed_flush_is_never_forgotten() {
+    for engine in ENGINES {
+        let (server, script) = faulty(engine, &pattern(MIB, 0));
+        let mut peer = server.link(ReplyMode::Simple);
+        assert_eq!(peer.write(FLAG_FUA, 0, &[1; 512]).errno, 0);
+        script.fail(FaultKind::Flush, ALL, 5, 1);
+        assert_eq!(peer.write(FLAG_FUA, 0, &[2; 512]).errno, EIO);
+        assert_eq!(peer.ask(CMD_FLUSH, 0, 0, 0).errno, EIO);
+        let mut other = server.link(ReplyMode::Structured);
+        assert_eq!(other.ask(CMD_FLUSH, 0, 0, 0).errno, EIO);
+        assert_eq!(other.write(FLAG_FUA, 0, &[3; 300_000]).errno, EIO);
+        assert_eq!(other.write(0, 0, &[4; 512]).errno, 0, "without a promise it goes on");
+        assert_eq!(other.read(0, 512), [4; 512]);
+    }
+}
+
+#[test]
+fn flushes_that_wait_share_the_next_one() {
+    for engine in ENGINES {
+        let (server, script) = faulty(engine, &pattern(MIB, 0));
+        let mut peer = server.link(ReplyMode::Simple);
+        let hold = script.hold(FaultKind::Flush, ALL);
+        peer.send(CMD_FLUSH, 0, 0, 0);
+        assert!(hold.wait_reached(1, PATIENCE));
+        let mut cookies: Vec<u64> = (0..50).map(|_| peer.send(CMD_FLUSH, 0, 0, 0)).collect();
+        // All of them are with the server once a later read is answered.
+        let read = peer.send(CMD_READ, 0, 0, 512);
+        assert_eq!(peer.reply().cookie, read);
+        let second = script.hold(FaultKind::Flush, ALL);
+        hold.release();
+        assert!(second.wait_reached(2, PATIENCE));
+        assert_eq!(peer.reply().cookie, 1, "the first had a flush of its own");
+        assert_eq!(second.reached(), 2, "fifty share one flush");
+        second.release();
+        for _ in 0..50 {
+            let reply = peer.reply();
+            assert_eq!(reply.errno, 0);
+            cookies.retain(|cookie| *cookie != reply.cookie);
+        }
+        assert!(cookies.is_empty());
+    }
+}
+
+#[test]
+fn errors_of_the_storage_reach_the_client() {
+    for engine in ENGINES {
+        for mode in MODES {
+            let (server, script) = faulty(engine, &pattern(4 * MIB, 0));
+            let mut peer = server.link(mode);
+            for (errno, expected) in [(5, EIO), (28, ENOSPC), (30, EPERM), (12, ENOMEM)] {
+                script.fail(FaultKind::Read, 700_000..700_001, errno, 2);
+                assert_eq!(peer.ask(CMD_READ, 0, 699_000, 4096).errno, expected);
+                let reply = peer.ask(CMD_READ, 0, 0, 3 * MIB as u64);
+                assert_eq!(reply.errno, expected, "in the middle of a long read");
+                script.fail(FaultKind::Write, 700_000..700_001, errno, 2);
+                assert_eq!(peer.write(0, 699_000, &[1; 4096]).errno, expected);
+                let reply = peer.write(FLAG_FUA, 1, &pattern(3 * MIB, 5));
+                assert_eq!(reply.errno, expected, "in the middle of a long write");
+                script.fail(FaultKind::Zero, ALL, errno, 1);
+                let reply = peer.ask(CMD_WRITE_ZEROES, 0, 0, 4096);
+                assert_eq!(reply.errno, expected);
+            }
+            // ENOTSUP only for those who asked for it.
+            script.fail(FaultKind::Zero, ALL, 95, 2);
+            assert_eq!(peer.ask(CMD_WRITE_ZEROES, FLAG_FAST_ZERO, 0, 4096).errno, ENOTSUP);
+            assert_eq!(peer.ask(CMD_WRITE_ZEROES, 0, 0, 4096).errno, EINVAL);
+            let content = server.content();
+            assert!(peer.read(0, 4 * MIB as u64) == content, "the link lives");
+            server.assert_no_memory_held();
+        }
+    }
+}
+
+#[test]
+fn a_file_that_became_shorter_is_an_error_not_silence() {
+    for engine in ENGINES {
+        for mode in MODES {
+            let server = Server::new(engine, &pattern(MIB, 0));
+            let file = std::fs::File::options().write(true).open(&server.path).unwrap();
+            file.set_len(300_000).unwrap();
+            let mut peer = server.link(mode);
+            assert_eq!(peer.ask(CMD_READ, 0, 299_000, 4096).errno, EIO);
+            assert_eq!(peer.ask(CMD_READ, 0, 0, MIB as u64).errno, EIO);
+            assert_eq!(peer.read(0, 300_000), pattern(300_000, 0));
+        }
+    }
+}
+
+#[test]
+fn stop_cuts_all_and_later_links_end_at_once() {
+    for engine in ENGINES {
+        let server = Server::new(engine, &pattern(MIB, 0));
+        let peers: Vec<_> = (0..5).map(|_| server.link(ReplyMode::Simple)).collect();
+        server.workers.stop();
+        for peer in &peers {
+            assert_eq!(peer.gate.ended(), Some(End::Cut));
+        }
+        assert_eq!(server.link(ReplyMode::Simple).end(), End::Cut);
+        server.assert_no_memory_held();
+    }
+}
+
+#[test]
+fn an_idle_worker_sleeps() {
+    for engine in ENGINES {
+        let server = Server::new(engine, &pattern(MIB, 0));
+        let mut peer = server.link(ReplyMode::Simple);
+        peer.read(0, 4096);
+        // Not a synchronisation: time must pass to see that nothing happens in it. The first rounds belong to
+        // the read.
+        std::thread::sleep(Duration::from_millis(100));
+        let before = server.workers.rounds();
+        std::thread::sleep(Duration::from_millis(300));
+        assert_eq!(server.workers.rounds(), before, "{engine}");
+    }
+}
