@@ -13,6 +13,7 @@ use super::{Exit, Stop, print, system};
 use crate::export::access::{Access, Prefix};
 use crate::export::config::{Config, ExportConfig, Listen, name_fault};
 use crate::export::server::DataPlane;
+use crate::export::worker::{Engine, Workers};
 use crate::export::{config_file, service};
 
 /// Serve files and block devices to NBD clients: the node server
@@ -135,6 +136,13 @@ fn shown(config: &Config) -> String {
 }
 
 /// The threads that serve requests.
-fn data_plane(_config: &Config) -> Result<Arc<dyn DataPlane>, Stop> {
-    Err(Stop::failed("this build has no data plane yet"))
+fn data_plane(config: &Config) -> Result<Arc<dyn DataPlane>, Stop> {
+    let cpus = || std::thread::available_parallelism().map_or(1, usize::from);
+    let workers = Workers::start(config.workers.unwrap_or_else(cpus), Engine::Auto);
+    match workers {
+        Ok(workers) => Ok(Arc::new(workers)),
+        Err(error) => Err(Stop::failed(format!(
+            "the threads that serve requests can't start: {error}"
+        ))),
+    }
 }

@@ -12,7 +12,6 @@ use super::config::{Config, ExportConfig};
 use super::link::LinkGate;
 use super::roles::{RoleConfig, Roles};
 use crate::kernel::NbdFlags;
-use crate::units::Id;
 
 /// An export's storage, open; all its clients share one.
 #[derive(Debug)]
@@ -34,11 +33,10 @@ impl Open {
     /// May block on the disk. The text is for the operator.
     pub fn storage(config: &ExportConfig) -> Result<Arc<Open>, String> {
         let options = OpenOptionsOf {
-            path: config.path.clone(),
-            read_only: config.read_only,
+            identity: config.identity.map(|identity| identity.0),
+            ..OpenOptionsOf::new(&config.path, config.read_only)
         };
-        let backend = Backend::open(&options)
-            .map_err(|error| format!("{} can't be opened: {error}", config.path.display()))?;
+        let backend = Backend::open(&options).map_err(|error| error.to_string())?;
         Ok(Open::new(Arc::new(backend), config))
     }
 
@@ -92,6 +90,13 @@ pub struct Registered {
     number: u64,
 }
 
+impl Registered {
+    /// The export goes away, and its links with it.
+    pub fn is_closing(&self) -> bool {
+        self.open.links().closing
+    }
+}
+
 impl Drop for Registered {
     fn drop(&mut self) {
         self.open.links().gates.remove(&self.number);
@@ -108,11 +113,6 @@ pub struct Export {
 }
 
 impl Export {
-    /// What SESSION tells of the storage.
-    pub fn identity(&self, open: &Open) -> Id {
-        self.config.identity.unwrap_or(Id(open.backend.identity()))
-    }
-
     /// Whether this client can never write, whoever has the writer role.
     pub fn read_only_for(&self, open: &Open, peer: &Peer) -> bool {
         self.config.read_only

@@ -232,7 +232,7 @@ impl<S> Handshake<'_, S> {
         let held = open.roles.identify(&request);
         let reply = SessionReply {
             held_by_other: held.by_other,
-            identity: export.identity(&open),
+            identity: Id(open.backend.identity()),
             incarnation: Id(open.backend.incarnation()),
             holder: held.text,
         };

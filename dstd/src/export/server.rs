@@ -21,6 +21,7 @@ use super::limits::{Admission, LogGate, Ticket};
 use super::link::{End, LinkGate, LinkLimits, Transmission};
 use super::listen::{Listener, pause_after};
 use super::socket::Socket;
+use super::worker::Workers;
 
 /// A cut link is gone when its last storage operation is. A disk that hangs longer is left behind.
 pub const CUT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -29,6 +30,19 @@ pub const CUT_TIMEOUT: Duration = Duration::from_secs(5);
 pub trait DataPlane: Send + Sync {
     /// Never blocks. Sees to it that the link's gate is told its end, exactly once.
     fn serve(&self, link: Transmission);
+
+    /// Bytes that all links' requests take now.
+    fn memory(&self) -> usize;
+}
+
+impl DataPlane for Workers {
+    fn serve(&self, link: Transmission) {
+        Workers::serve(self, link);
+    }
+
+    fn memory(&self) -> usize {
+        Workers::memory(self)
+    }
 }
 
 /// What should be served, and what is.
@@ -167,7 +181,13 @@ impl Server {
 
     /// Serves it, or closes it at once where there is no room.
     pub fn newcomer(self: &Arc<Self>, socket: Arc<OwnedFd>, peer: Peer) {
-        match self.admission.admit(&peer, &self.state().config.limits) {
+        let limits = &self.state().config.limits;
+        let memory = self.plane.memory() as u64;
+        if memory >= limits.in_flight {
+            let full = format!("{memory} bytes of requests are in flight (limits: in_flight)");
+            return self.refuse(&peer, &full);
+        }
+        match self.admission.admit(&peer, limits) {
             Ok(ticket) => {
                 let server = self.clone();
                 tokio::spawn(async move { server.connection(socket, peer, ticket).await });
@@ -226,6 +246,12 @@ impl Server {
         unserved.0 = None;
         match gate.wait_end().await {
             End::Disconnected => info!(export = name, "{peer} disconnected from export `{name}`"),
+            End::Lost if registered.is_closing() => {
+                info!(
+                    export = name,
+                    "the link of {peer} to export `{name}` is drained"
+                );
+            }
             End::Lost => warn!(
                 export = name,
                 "the link of {peer} to export `{name}` was lost"
@@ -258,11 +284,13 @@ impl Server {
         }
     }
 
-    /// A largest request must fit, else it could never be served.
+    /// An even share where many links are open; but a largest request must fit, else it could never be served.
     fn in_flight(&self, open: &Open) -> usize {
-        let limit = self.state().config.limits.in_flight_per_link;
+        let limits = &self.state().config.limits;
+        let share = limits.in_flight / (self.admission.connections() as u64).max(1);
         let most = u64::from(open.backend.traits().max_payload);
-        usize::try_from(limit.max(most)).unwrap_or(usize::MAX)
+        let bytes = limits.in_flight_per_link.min(share).max(most);
+        usize::try_from(bytes).unwrap_or(usize::MAX)
     }
 
     /// No newcomers; what clients sent is answered, for as long as `drain_timeout` lets them; then they are cut.

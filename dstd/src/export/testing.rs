@@ -81,6 +81,10 @@ impl DataPlane for Recorder {
     fn serve(&self, link: Transmission) {
         self.0.lock().unwrap().push(link);
     }
+
+    fn memory(&self) -> usize {
+        0
+    }
 }
 
 impl Recorder {

@@ -37,7 +37,10 @@ pub enum Op<'a> {
         wait: bool,
     },
     /// At most [`SPANS`] spans; may end early.
-    Send { to: Target, spans: &'a [Span] },
+    Send {
+        to: Target,
+        spans: &'a [Span],
+    },
     Read {
         fd: RawFd,
         span: Span,
@@ -49,7 +52,9 @@ pub enum Op<'a> {
         offset: u64,
     },
     /// fdatasync.
-    Sync { fd: RawFd },
+    Sync {
+        fd: RawFd,
+    },
 }
 
 /// What came of an operation.

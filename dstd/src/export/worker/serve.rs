@@ -140,12 +140,7 @@ impl Link {
     }
 
     /// Straight into the output, behind its header. False: it might take time.
-    fn read_cached<R: Ring>(
-        &mut self,
-        core: &mut Core<R>,
-        to: To,
-        len: usize,
-    ) -> io::Result<bool> {
+    fn read_cached<R: Ring>(&mut self, core: &mut Core<R>, to: To, len: usize) -> io::Result<bool> {
         let head = reply::read_head_len(to.mode);
         let room = self.tx.room(&mut core.pool, head + len)?;
         let data = core.pool.bytes_mut(room.skip(head as u32));

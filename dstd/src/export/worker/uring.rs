@@ -335,4 +335,3 @@ fn set_blocking(fd: RawFd) -> io::Result<()> {
         Err(io::Error::last_os_error())
     }
 }
-

@@ -49,7 +49,11 @@ fn a_link_ends_only_after_its_stalled_write_whatever_happened_to_it() {
                 _ => End::Lost,
             };
             assert_eq!(wait_end(&gate), expected, "{how}");
-            assert_eq!(server.content()[0..4096], [1; 4096], "{how}: it was written before");
+            assert_eq!(
+                server.content()[0..4096],
+                [1; 4096],
+                "{how}: it was written before"
+            );
             if matches!(how, "half-close" | "disc") {
                 assert_eq!(peer.reply().errno, 0, "{how}: and answered");
                 assert_eq!(peer.try_reply(), None);
@@ -115,7 +119,10 @@ fn a_slow_reader_keeps_memory_bounded() {
                 most = most.max(now);
             }
             assert!(most > limit / 2, "{most} bytes: the limit wasn't reached");
-            assert!(most < limit + limit / 8 + MIB, "{most} bytes held for one link");
+            assert!(
+                most < limit + limit / 8 + MIB,
+                "{most} bytes held for one link"
+            );
             for _ in 0..count {
                 let reply = peer.reply();
                 assert!(reply.errno == 0 && reply.data == pattern(len as usize, 0));
@@ -138,7 +145,11 @@ fn a_failed_flush_is_never_forgotten() {
         let mut other = server.link(ReplyMode::Structured);
         assert_eq!(other.ask(CMD_FLUSH, 0, 0, 0).errno, EIO);
         assert_eq!(other.write(FLAG_FUA, 0, &[3; 300_000]).errno, EIO);
-        assert_eq!(other.write(0, 0, &[4; 512]).errno, 0, "without a promise it goes on");
+        assert_eq!(
+            other.write(0, 0, &[4; 512]).errno,
+            0,
+            "without a promise it goes on"
+        );
         assert_eq!(other.read(0, 512), [4; 512]);
     }
 }
@@ -191,7 +202,10 @@ fn errors_of_the_storage_reach_the_client() {
             }
             // ENOTSUP only for those who asked for it.
             script.fail(FaultKind::Zero, ALL, 95, 2);
-            assert_eq!(peer.ask(CMD_WRITE_ZEROES, FLAG_FAST_ZERO, 0, 4096).errno, ENOTSUP);
+            assert_eq!(
+                peer.ask(CMD_WRITE_ZEROES, FLAG_FAST_ZERO, 0, 4096).errno,
+                ENOTSUP
+            );
             assert_eq!(peer.ask(CMD_WRITE_ZEROES, 0, 0, 4096).errno, EINVAL);
             let content = server.content();
             assert!(peer.read(0, 4 * MIB as u64) == content, "the link lives");
@@ -205,7 +219,10 @@ fn a_file_that_became_shorter_is_an_error_not_silence() {
     for engine in ENGINES {
         for mode in MODES {
             let server = Server::new(engine, &pattern(MIB, 0));
-            let file = std::fs::File::options().write(true).open(&server.path).unwrap();
+            let file = std::fs::File::options()
+                .write(true)
+                .open(&server.path)
+                .unwrap();
             file.set_len(300_000).unwrap();
             let mut peer = server.link(mode);
             assert_eq!(peer.ask(CMD_READ, 0, 299_000, 4096).errno, EIO);
