@@ -202,7 +202,7 @@ impl Reader<'_> {
             self.wrong(&root.to("exports"), At::Value, message);
         }
         self.defaults(&exports);
-        self.twice_writable(&exports);
+        self.twice_served(&exports);
         let listen: Vec<Listen> = self.list(&root, "listen", &spec.listen);
         for (i, place) in listen.iter().enumerate() {
             if listen[..i].contains(place) {
@@ -287,15 +287,19 @@ impl Reader<'_> {
         }
     }
 
-    /// The server itself would refuse to open it a second time; said here, it has a place.
-    fn twice_writable(&mut self, exports: &BTreeMap<String, ExportConfig>) {
-        let mut seen: BTreeMap<&FsPath, &str> = BTreeMap::new();
-        for (name, export) in exports.iter().filter(|(_, export)| !export.read_only) {
-            if let Some(first) = seen.insert(&export.path, name) {
+    /// The storage's lock would refuse the second; said here, it has a place.
+    fn twice_served(&mut self, exports: &BTreeMap<String, ExportConfig>) {
+        let mut seen: BTreeMap<&FsPath, (&str, bool)> = BTreeMap::new();
+        for (name, export) in exports {
+            let here = (name.as_str(), export.read_only);
+            let Some((first, only_read)) = seen.insert(&export.path, here) else {
+                continue;
+            };
+            if !(only_read && export.read_only) {
                 let path = Path::root().to("exports").to(name.as_str()).to("path");
                 let message = format!(
-                    "`{first}` serves the same file for writing: one export is enough (clients can share it), or say \
-                     `read_only: yes` for one of them"
+                    "`{first}` serves the same file, and two exports can share one only if both say `read_only: yes`. \
+                     One export is enough for any number of clients; `read_only_for` keeps some from writing"
                 );
                 self.wrong(&path, At::Value, message);
             }

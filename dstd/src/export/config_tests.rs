@@ -82,7 +82,12 @@ const WRONG: &[(&str, &str, &str)] = &[
     (
         "exports: {a: {path: /x}, b: {path: /x}}",
         "2:36",
-        "`a` serves the same file for writing",
+        "`a` serves the same file",
+    ),
+    (
+        "exports: {a: {path: /x, read_only: yes}, b: {path: /x}}",
+        "2:52",
+        "`a` serves the same file",
     ),
     (
         "exports: {a: {path: /x, default: yes}, b: {path: /y, default: yes}}",
@@ -291,6 +296,9 @@ workers: 10
 
 #[test]
 fn what_isnt_said_has_its_default() {
+    let twice =
+        "version: 1\nexports: {a: {path: /x, read_only: yes}, b: {path: /x, read_only: yes}}\n";
+    assert!(parse("e.yaml", twice).is_ok());
     let config = parse("e.yaml", "version: 1\nexports: {a: {path: /x}}\n").unwrap();
     let export = ExportConfig::new("/x".into());
     assert_eq!(config, Config::new([("a".to_owned(), export)].into()));

@@ -290,7 +290,7 @@ fn string(text: &str) -> Vec<u8> {
 }
 
 /// A text with its length before it, and what follows; `None`: it doesn't fit, is too long, or is no UTF-8.
-pub fn take_string(data: &[u8]) -> Option<(String, &[u8])> {
+fn take_string(data: &[u8]) -> Option<(String, &[u8])> {
     let (length, rest) = data.split_at_checked(4)?;
     let length = u32_at(length, 0) as usize;
     if length > STRING_MAX {
