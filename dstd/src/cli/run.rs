@@ -1,6 +1,8 @@
 //! `dstd run`: the daemon.
 //! Called by cli. Sets up logs and memory, then hands over to reconcile.
 
+use std::io::IsTerminal;
+
 use clap::Args;
 use nix::sys::mman::{MlockAllFlags, mlockall};
 use nix::sys::stat::fstat;
@@ -63,6 +65,7 @@ pub(super) fn start_logs(filter: &str) -> Result<(), Stop> {
             .with(
                 tracing_subscriber::fmt::layer()
                     .with_writer(std::io::stderr)
+                    .with_ansi(std::io::stderr().is_terminal())
                     .with_target(false),
             )
             .init(),

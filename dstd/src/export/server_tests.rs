@@ -201,10 +201,14 @@ async fn the_newcomer_goes_when_all_is_full_and_nobody_else() {
     // Those that are in go on.
     assert!(!shaking.go("a").await.is_empty());
     assert!(!other.go("b").await.is_empty());
-    drop(other);
-    drop(shaking);
-    while running.plane.count() > 0 {
-        end(running.plane.take(), End::Lost);
+    drop((shaking, other));
+    while running.plane.count() < 2 {
+        tokio::task::yield_now().await;
+    }
+    end(running.plane.take(), End::Lost);
+    end(running.plane.take(), End::Lost);
+    while running.server.connections() > 1 {
+        tokio::task::yield_now().await;
     }
     // Room again.
     let mut next = running.connect_as(peer("10.0.0.3"));

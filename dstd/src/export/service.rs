@@ -10,6 +10,7 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use sd_notify::NotifyState;
 use thiserror::Error;
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::task::JoinSet;
 use tracing::{error, info, warn};
 
 use super::config::{Config, Listen};
@@ -43,9 +44,10 @@ pub async fn run(
         .map_err(|failed| ServiceError::Exports(vec![failed.to_string()]))?;
     report_failed(&server, file.is_some())?;
     let mut places = Vec::new();
+    let mut listeners = JoinSet::new();
     for listener in listen::open(&wanted)? {
         places.push(announce(&server, &listener));
-        tokio::spawn(server.clone().listen(listener));
+        listeners.spawn(server.clone().listen(listener));
     }
     tell(&[
         NotifyState::Ready,
@@ -64,6 +66,8 @@ pub async fn run(
     info!("stopping");
     tell(&[NotifyState::Stopping]);
     server.stop().await;
+    // They have heard of it; what they still have to do is to take their sockets' paths away.
+    while listeners.join_next().await.is_some() {}
     Ok(())
 }
 
