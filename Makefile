@@ -14,7 +14,7 @@ DST_VM = target/release/dst-vm
 
 ##@ See it
 
-demo: vm-tools ## three nodes, one device, ext4 and LVM on it, in a VM
+demo: vm-tools ## four nodes, one device, ext4 and LVM on it, in a VM
 	$(DST_VM) demo
 
 ##@ Test it

@@ -150,7 +150,7 @@ serve_broken() {
     some-errors) start "${NBDKIT[@]}" --filter=error file "$file" error=EIO error-rate=5% ;;
     no-extents) start "${NBDKIT[@]}" --filter=noextents file "$file" ;;
     no-zero) start "${NBDKIT[@]}" --filter=nozero file "$file" zeromode=emulate ;;
-    no-fua) start "${NBDKIT[@]}" --filter=fua file "$file" fuamode=none ;;
+    no-fua) start "${NBDKIT[@]}" --filter=fua file "$file" ;;
     no-cache) start "${NBDKIT[@]}" --filter=nocache file "$file" cachemode=none ;;
     no-multi-conn) start "${NBDKIT[@]}" --filter=multi-conn file "$file" multi-conn-mode=disable ;;
     writable)
@@ -158,10 +158,11 @@ serve_broken() {
         nbdkit_listens
         start "${NBDKIT[@]}" file "$file"
         ;;
-    any-name) start "${NBDKIT[@]}" file "$file" ;;
+    stock | any-name) start "${NBDKIT[@]}" file "$file" ;;
     few-clients) start "${NBDKIT[@]}" --filter=limit file "$file" limit=3 ;;
+    one-at-a-time) start "${NBDKIT[@]}" --filter=noparallel file "$file" serialize=connections ;;
     in-memory) start "${NBDKIT[@]}" memory "$size" ;;
-    slow) start "${NBDKIT[@]}" --filter=delay file "$file" rdelay=20 ;;
+    slow) start "${NBDKIT[@]}" --filter=delay file "$file" rdelay=1 ;;
     *) fail "no broken server of kind $kind" ;;
     esac
 }

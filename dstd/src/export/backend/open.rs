@@ -181,20 +181,10 @@ pub(super) fn open(options: &OpenOptionsOf, machine: &Machine) -> Result<Opened,
         &machine.boot,
         !options.read_only,
     );
-    let mut witness = None;
-    if !options.read_only && !memory {
-        let second = again(&handle, true, 0).map_err(io("open"))?;
-        // Failures before this opening that nobody was told of. Each descriptor hears of them, so both are asked.
-        let told = [&file, &second].map(sys::write_back_error);
-        if told.iter().any(|told| told.is_err()) {
-            tracing::warn!(
-                "{}: a write-back failed before this server started; clients are told of a new incarnation",
-                path.display()
-            );
-            record.count();
-        }
-        witness = Some(second);
-    }
+    let witness = match options.read_only || memory {
+        true => None,
+        false => Some(witness(path, &handle, &file, &mut record).map_err(io("open"))?),
+    };
     Ok(Opened {
         device,
         memory,
@@ -204,6 +194,21 @@ pub(super) fn open(options: &OpenOptionsOf, machine: &Machine) -> Result<Opened,
         flush: FlushMemory::new(witness, record),
         file,
     })
+}
+
+/// The second descriptor (see [`FlushMemory`]). Counts a failure from before this opening that nobody was told of:
+/// each descriptor hears of it, so both are asked.
+fn witness(path: &Path, handle: &File, file: &File, record: &mut Record) -> io::Result<File> {
+    let second = again(handle, true, 0)?;
+    let told = [file, &second].map(sys::write_back_error);
+    if told.iter().any(|told| told.is_err()) {
+        tracing::warn!(
+            "{}: a write-back failed before this server started; clients are told of a new incarnation",
+            path.display()
+        );
+        record.count();
+    }
+    Ok(second)
 }
 
 /// True: a block device. False: a regular file.

@@ -27,7 +27,8 @@ pub fn machine(sys: &Path) -> Machine {
 pub fn options(path: &Path, read_only: bool, dir: &Path) -> OpenOptionsOf {
     OpenOptionsOf {
         runtime_dir: dir.join("run"),
-        lock_wait: Duration::ZERO,
+        // A child that another test is just starting has inherited our descriptors until its exec.
+        lock_wait: LIMIT,
         ..OpenOptionsOf::new(path, read_only)
     }
 }
@@ -56,9 +57,9 @@ fn errno(error: io::Error) -> i32 {
 }
 
 fn refused(path: &Path, read_only: bool, dir: &TempDir) -> String {
-    Backend::open(&options(path, read_only, dir.path()))
-        .unwrap_err()
-        .to_string()
+    let mut options = options(path, read_only, dir.path());
+    options.lock_wait = Duration::ZERO;
+    Backend::open(&options).unwrap_err().to_string()
 }
 
 #[test]
@@ -124,9 +125,7 @@ fn a_dying_predecessor_is_waited_for() {
     std::thread::scope(|scope| {
         let opening = scope.spawn(|| {
             begun.send(()).unwrap();
-            let mut options = options(&path, false, dir.path());
-            options.lock_wait = LIMIT;
-            Backend::open(&options).map(|_| ())
+            Backend::open(&options(&path, false, dir.path())).map(|_| ())
         });
         begins.recv().unwrap();
         drop(old);
@@ -427,6 +426,14 @@ fn contradictions_count_as_data() {
         shown(runs(&flips, 100, 10_000, 9).unwrap()),
         [(9900, false)]
     );
+    let flips_once = Fake {
+        data: |at| (at == 0).then_some(0),
+        ..flips
+    };
+    assert_eq!(
+        shown(runs(&flips_once, 0, 10_000, 9).unwrap()),
+        [(4096, false), (5904, true)]
+    );
     // Truncated meanwhile: what lies behind the end isn't zero.
     let short = Fake {
         data: |_| None,
@@ -482,10 +489,30 @@ fn identity_stays_with_the_file_and_a_copy_has_another() {
     let copy = dir.path().join("copy");
     fs::copy(&moved, &copy).unwrap();
     assert_ne!(of(&copy), first);
-    // The same inode number, most likely, but another birth.
+    // The same inode number, most likely, but another birth, as soon as the file system's clock has gone on.
+    let born = |path: &Path| fs::metadata(path).unwrap().created().unwrap();
+    let first_birth = born(&moved);
     fs::remove_file(&moved).unwrap();
-    let again = make(dir.path(), 4096);
+    let again = loop {
+        let again = make(dir.path(), 4096);
+        if born(&again) != first_birth {
+            break again;
+        }
+        fs::remove_file(again).unwrap();
+    };
     assert_ne!(of(&again), first);
+    // Many files of one birth.
+    let many: HashSet<_> = (0..50)
+        .map(|n| {
+            let path = dir.path().join(format!("{n}"));
+            File::create(&path).unwrap();
+            path
+        })
+        .collect::<Vec<_>>()
+        .iter()
+        .map(|path| of(path))
+        .collect();
+    assert_eq!(many.len(), 50);
     let mut options = options(&again, true, dir.path());
     options.identity = Some([5; 16]);
     assert_eq!(Backend::open(&options).unwrap().identity(), [5; 16]);
@@ -531,6 +558,7 @@ fn devices_are_told_apart_by_what_stays() {
     let cases = [
         ("wwid", one("8:0/wwid", "eui.0123")),
         ("other wwid", one("8:0/wwid", "eui.4567")),
+        ("maker's wwid", one("8:0/wwid", "t10.ATA QEMU QM00001")),
         ("serial", one("8:0/serial", "eui.0123")),
         ("partition", part("naa.5000", "2048")),
         ("partition elsewhere", part("naa.5000", "4096")),

@@ -7,13 +7,14 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::PathBuf;
 use std::process::Command;
+use std::time::Duration;
 
 use nix::libc;
 use proptest::prelude::*;
 use rustix::fs::{MemfdFlags, SealFlags};
 use tempfile::TempDir;
 
-use super::tests::{LIMIT, changes, follow, options};
+use super::tests::{changes, follow, options};
 use super::*;
 
 const SIZE: usize = 1 << 20;
@@ -50,10 +51,7 @@ impl Loop {
     }
 
     fn try_open(&self, read_only: bool) -> io::Result<Backend> {
-        let mut options = options(&self.path, read_only, self.dir.path());
-        // udev may look at a disk whose writer went.
-        options.lock_wait = LIMIT;
-        Backend::open(&options)
+        Backend::open(&options(&self.path, read_only, self.dir.path()))
     }
 
     /// From here on, writes that reach the disk fail.
@@ -112,10 +110,10 @@ fn a_held_disk_is_not_written() {
         .open(&disk.path)
         .unwrap();
     let mut options = options(&disk.path, false, disk.dir.path());
+    options.lock_wait = Duration::ZERO;
     let text = Backend::open(&options).unwrap_err().to_string();
     assert!(text.contains("is mounted or held by"), "{text}");
-    options.read_only = true;
-    Backend::open(&options).unwrap();
+    drop(disk.try_open(true).unwrap());
     drop(holder);
     drop(disk.open());
 }

@@ -81,9 +81,14 @@ fn failures_of_another_boot_are_over() {
 fn a_record_that_cant_be_kept_makes_each_opening_an_incarnation() {
     let dir = tempfile::tempdir().unwrap();
     let path = make(dir.path(), 4096);
-    fs::write(dir.path().join("run"), "in the way of the directory").unwrap();
-    let first = open(&path, dir.path()).incarnation();
-    assert_ne!(open(&path, dir.path()).incarnation(), first);
+    let mut options = options(&path, false, dir.path());
+    let file = dir.path().join("in the way of the directory");
+    fs::write(&file, "").unwrap();
+    for nowhere in [&file, Path::new("/proc/dst/run")] {
+        options.runtime_dir = nowhere.to_owned();
+        let first = Backend::open(&options).unwrap().incarnation();
+        assert_ne!(Backend::open(&options).unwrap().incarnation(), first);
+    }
 }
 
 #[test]

@@ -6,6 +6,7 @@
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
 
+use nix::errno::Errno;
 use nix::sys::socket::{Shutdown, setsockopt, shutdown, sockopt};
 use tracing::debug;
 
@@ -29,6 +30,9 @@ pub const OVERHEAD: usize = 256;
 /// What one link is served at once before the others have their turn.
 const TURN_REQUESTS: usize = 64;
 const TURN_BYTES: usize = 512 << 10;
+/// A send of at most this much is made one with the receive after it; a longer one may wait for the client to read,
+/// and requests shouldn't have to.
+const JOINED: usize = 64 << 10;
 /// From here on the rest of a payload is received in one piece.
 const IN_ONE: usize = 32 << 10;
 
@@ -246,18 +250,16 @@ impl Link {
         if self.tx.dead && !self.tx.is_sending() {
             self.tx.discard(&mut core.pool);
         }
+        let receive = match self.closed {
+            None => self.next_receive(core),
+            Some(_) => None,
+        };
         if !self.tx.is_sending() && !self.tx.is_empty() {
-            let nothing = Span::new(PLACEHOLDER, 0, 0);
-            let mut spans = [nothing; SPANS];
-            let count = self.tx.begin(&mut core.pool, &mut spans);
-            let op = Op::Send {
-                to: self.target,
-                spans: &spans[..count],
-            };
-            core.ring.push(&core.pool, token(Kind::Send, self.id), op);
+            self.send(core, receive.is_some());
         }
-        if self.closed.is_none() {
-            self.receive(core);
+        if let Some(op) = receive {
+            self.rx.out = true;
+            core.ring.push(&core.pool, token(Kind::Recv, self.id), op);
         }
         self.closed.is_some()
             && !self.rx.out
@@ -266,13 +268,28 @@ impl Link {
             && self.tx.is_empty()
     }
 
-    fn receive<R: Ring>(&mut self, core: &mut Core<R>) {
-        let Some(need) = self.need.take() else {
-            return;
+    fn send<R: Ring>(&mut self, core: &mut Core<R>, receive_follows: bool) {
+        let nothing = Span::new(PLACEHOLDER, 0, 0);
+        let mut spans = [nothing; SPANS];
+        let count = self.tx.begin(&mut core.pool, &mut spans);
+        let then = receive_follows && self.tx.bytes <= JOINED && core.ring.joins();
+        self.tx.joined = then;
+        let op = Op::Send {
+            to: self.target,
+            spans: &spans[..count],
+            then,
         };
+        core.ring.push(&core.pool, token(Kind::Send, self.id), op);
+    }
+
+    fn next_receive<R: Ring>(&mut self, core: &mut Core<R>) -> Option<Op<'static>> {
+        let need = self.need.take()?;
         let (mut span, left) = match self.rx.make_room(&mut core.pool, need.least) {
             Ok(room) => room,
-            Err(error) => return self.out_of_memory(&error),
+            Err(error) => {
+                self.out_of_memory(&error);
+                return None;
+            }
         };
         self.left += left;
         // The rest of a large payload comes in one piece; else whatever is there, with the requests behind it.
@@ -280,18 +297,24 @@ impl Link {
         if all {
             span.len = span.len.min(need.payload as u32);
         }
-        self.rx.out = true;
         self.rx.asked = span.len as usize;
-        let op = Op::Recv {
+        Some(Op::Recv {
             to: self.target,
             span,
             all,
             wait: !self.rx.more,
-        };
-        core.ring.push(&core.pool, token(Kind::Recv, self.id), op);
+        })
     }
 
-    pub fn received(&mut self, completion: Completion) {
+    pub fn received<R: Ring>(&mut self, core: &mut Core<R>, completion: Completion) {
+        if completion.result == -(Errno::ECANCELED as i32) {
+            // The send that it was one with has failed, or was short, and tells so itself.
+            self.rx.received(0, false);
+            return;
+        }
+        if self.tx.joined {
+            self.tx.sent_all(&mut core.pool);
+        }
         let got = usize::try_from(completion.result);
         self.rx.received(got.unwrap_or(0), completion.more);
         match completion.result {

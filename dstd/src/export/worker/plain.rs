@@ -133,6 +133,11 @@ impl Ring for Plain {
         false
     }
 
+    /// A send that succeeds at once costs no wake-up here.
+    fn joins(&self) -> bool {
+        false
+    }
+
     fn add(&mut self, fd: RawFd, slot: u32) -> io::Result<Target> {
         if self.sockets.len() <= slot as usize {
             self.sockets.resize_with(slot as usize + 1, Socket::default);
@@ -168,7 +173,7 @@ impl Ring for Plain {
                 });
                 to.slot
             }
-            Op::Send { to, spans } => {
+            Op::Send { to, spans, .. } => {
                 let socket = &mut self.sockets[to.slot as usize];
                 socket.send = Some(token);
                 socket.spans.clear();

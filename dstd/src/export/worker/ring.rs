@@ -36,10 +36,11 @@ pub enum Op<'a> {
         all: bool,
         wait: bool,
     },
-    /// At most [`SPANS`] spans; may end early.
+    /// At most [`SPANS`] spans; may end early. `then`: see [`Ring::joins`].
     Send {
         to: Target,
         spans: &'a [Span],
+        then: bool,
     },
     Read {
         fd: RawFd,
@@ -68,6 +69,10 @@ pub struct Completion {
 }
 
 pub trait Ring: Sized {
+    /// Whether [`Op::Send`] can be made one with the receive that is pushed next (`then`): the receive begins when
+    /// the send is complete, and only the receive's completion comes. If the send fails or is short, its own comes
+    /// too, and the receive ends with ECANCELED. It saves a wake-up where a client waits for each reply.
+    fn joins(&self) -> bool;
     /// Made by the thread that uses it. Ends a wait whenever the inbox is notified.
     fn open(inbox: &Inbox) -> io::Result<Self>;
     /// Whether it does [`Op::Read`], [`Op::Write`] and [`Op::Sync`].

@@ -171,7 +171,7 @@ impl<R: Ring> Worker<R> {
         match kind {
             Kind::Recv => {
                 if let Some(link) = self.links.get_mut(index) {
-                    link.received(completion);
+                    link.received(&mut self.core, completion);
                 }
                 self.wake(index);
             }

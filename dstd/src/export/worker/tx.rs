@@ -18,6 +18,8 @@ pub struct Tx {
     open: bool,
     /// Bytes in the queue.
     pub bytes: usize,
+    /// The send under way is one with the receive: that one's completion tells of both.
+    pub joined: bool,
     /// The socket takes nothing any more.
     pub dead: bool,
 }
@@ -82,9 +84,16 @@ impl Tx {
         self.sending
     }
 
+    /// The send under way ended as a whole.
+    pub fn sent_all(&mut self, pool: &mut Pool) {
+        let len = |span: &Span| span.len as usize;
+        let bytes = self.queue.iter().take(self.sending).map(len).sum();
+        self.sent(pool, bytes);
+    }
+
     /// The send under way ended after `sent` bytes; the rest stays at the front.
     pub fn sent(&mut self, pool: &mut Pool, mut sent: usize) {
-        self.sending = 0;
+        (self.sending, self.joined) = (0, false);
         self.bytes = self.bytes.saturating_sub(sent);
         while let Some(first) = self.queue.front_mut() {
             if (first.len as usize) > sent {

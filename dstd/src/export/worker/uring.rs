@@ -8,7 +8,7 @@ use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 
 use io_uring::squeue::Entry;
-use io_uring::{EnterFlags, IoUring, cqueue, opcode, types};
+use io_uring::{EnterFlags, IoUring, cqueue, opcode, squeue, types};
 use nix::libc;
 
 use super::pool::{Pool, Span};
@@ -104,6 +104,16 @@ impl Uring {
                 });
                 return;
             }
+        }
+    }
+
+    /// A chain that is cut in two by a submission is none.
+    fn make_room_for_two(&mut self) {
+        let queue = self.ring.submission();
+        if queue.capacity() - queue.len() < 2 {
+            drop(queue);
+            // If that fails the pushes will, too, and tell it.
+            let _ = self.submit();
         }
     }
 
@@ -261,6 +271,10 @@ impl Ring for Uring {
         true
     }
 
+    fn joins(&self) -> bool {
+        self.ring.params().is_feature_skip_cqe_on_success()
+    }
+
     fn add(&mut self, fd: RawFd, slot: u32) -> io::Result<Target> {
         // The ring waits by itself on a blocking socket; on a non-blocking one it would return EAGAIN.
         set_blocking(fd)?;
@@ -290,7 +304,14 @@ impl Ring for Uring {
                 all,
                 wait,
             } => self.recv(pool, to, span, all, wait),
-            Op::Send { to, spans } => self.send(pool, to, spans),
+            Op::Send { to, spans, then } => {
+                if then {
+                    self.make_room_for_two();
+                }
+                let entry = self.send(pool, to, spans);
+                let pair = squeue::Flags::IO_LINK | squeue::Flags::SKIP_SUCCESS;
+                if then { entry.flags(pair) } else { entry }
+            }
             Op::Read { fd, span, offset } => {
                 let at = pool.address(span).as_ptr();
                 opcode::Read::new(types::Fd(fd), at, span.len)
