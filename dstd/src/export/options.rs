@@ -236,9 +236,8 @@ impl<S> Handshake<'_, S> {
             incarnation: Id(open.backend.incarnation()),
             holder: held.text,
         };
-        if !request.identify_only {
-            self.session = Some(request);
-        }
+        // One that only identifies is told to the roles as well, and counts as none there.
+        self.session = Some(request);
         Ok(encode_reply(
             wire::OPT_SESSION,
             wire::REP_SESSION,

@@ -22,7 +22,7 @@ use crate::units::{Id, Session};
 
 const TWO: &str = "version: 1\nexports: {a: {path: DIR/a}, b: {path: DIR/b}}\n";
 /// Long for a test, and never waited for where all is well.
-const SOON: Duration = Duration::from_secs(20);
+const SOON: Duration = Duration::from_secs(15);
 
 struct Running {
     server: Arc<Server>,
@@ -152,13 +152,13 @@ async fn a_client_that_leaves_at_any_byte_leaves_nothing_behind() {
 #[tokio::test]
 async fn a_go_that_cant_be_answered_frees_the_writer_role() {
     let running = Running::new(TWO);
-    let (socket, client) = pair();
-    let std = client.0.into_std().unwrap();
-    std.set_nonblocking(false).unwrap();
-    std::io::Write::write_all(&mut &std, &conversation()).unwrap();
-    // It hears nothing any more: the answer to GO finds a broken pipe.
-    drop(std);
-    running.server.newcomer(socket, peer("10.0.0.1"));
+    let mut client = running.connect();
+    client.greet(3).await;
+    client.option(wire::OPT_SESSION, &session().encode()).await;
+    // It joins, and the answer finds a broken pipe.
+    let go = proto::encode_option(proto::OPT_GO, &info_data("a"));
+    client.send(&go).await;
+    drop(client);
     running.nothing_is_left().await;
     let open = running.server.catalog().exports()["a"]
         .open
@@ -168,7 +168,11 @@ async fn a_go_that_cant_be_answered_frees_the_writer_role() {
     other.session.client = Id([9; 16]);
     other.steal = true;
     let joined = timeout(SOON, open.roles.join(Some(&other), gate(), "x".into())).await;
-    assert!(joined.unwrap().is_ok(), "its link is waited for");
+    assert!(
+        joined.is_ok_and(|joined| joined.is_ok()),
+        "its link is waited for"
+    );
+    assert_eq!(running.plane.count(), 0);
 }
 
 #[tokio::test]
