@@ -123,7 +123,10 @@ fn a_slow_reader_keeps_memory_bounded() {
             // Short replies stop the link even sooner, at what the socket doesn't take.
             let enough = if len > 4096 { limit / 2 } else { 4096 };
             assert!(most > enough, "{most} bytes: the limit wasn't reached");
-            assert!(most < limit + limit / 8 + MIB, "{most} bytes held for one link");
+            assert!(
+                most < limit + limit / 8 + MIB,
+                "{most} bytes held for one link"
+            );
             for _ in 0..count {
                 let reply = peer.reply();
                 assert!(reply.errno == 0 && reply.data == pattern(len as usize, 0));

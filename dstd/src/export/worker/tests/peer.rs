@@ -390,7 +390,11 @@ fn assemble(
     let wanted = reads.remove(&reply.cookie);
     offsets.sort();
     for pair in offsets.windows(2).filter(|_| reply.errno == 0) {
-        assert_eq!(pair[0].0 + pair[0].1.len() as u64, pair[1].0, "chunks don't meet");
+        assert_eq!(
+            pair[0].0 + pair[0].1.len() as u64,
+            pair[1].0,
+            "chunks don't meet"
+        );
     }
     reply.data = offsets.into_iter().flat_map(|(_, data)| data).collect();
     if let Some(wanted) = wanted
