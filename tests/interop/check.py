@@ -77,8 +77,8 @@ def chunks(h, length, offset, flags=0):
 
 
 def lenient(h):
-    """libnbd is to send what it would refuse itself."""
-    h.set_strict_mode(0)
+    """libnbd is to send what it would refuse itself; what it adds by itself (PAYLOAD_LEN) stays right."""
+    h.set_strict_mode(getattr(nbd, "STRICT_AUTO_FLAG", 0))
 
 
 def file_bytes(path, length, offset=0):
@@ -96,6 +96,8 @@ def connect(uri, **settings):
     h = nbd.NBD()
     if not settings.get("structured", True):
         h.set_request_structured_replies(False)
+        if hasattr(h, "set_request_extended_headers"):
+            h.set_request_extended_headers(False)
     if settings.get("contexts"):
         h.add_meta_context(nbd.CONTEXT_BASE_ALLOCATION)
     h.connect_uri(uri)

@@ -94,6 +94,8 @@ def usage(pid):
                 status = dict(line.split(":", 1) for line in file)
             with open(f"/proc/{one}/stat") as file:
                 ticks += sum(int(field) for field in file.read().rsplit(") ", 1)[1].split()[11:15])
+            if "VmRSS" not in status: # a zombie
+                raise OSError
             files += len(os.listdir(f"/proc/{one}/fd"))
             rss += int(status["VmRSS"].split()[0]) / 1024
             threads += int(status["Threads"])
@@ -101,6 +103,14 @@ def usage(pid):
             if one == pid:
                 raise SystemExit("the server has ended") from None
     return {"rss": rss, "files": files, "threads": threads, "cpu": ticks / os.sysconf("SC_CLK_TCK")}
+
+
+def rests(pid):
+    """The RSS of a server that uses hardly any CPU for a second; else None: it works, or it burns CPU for nothing."""
+    before = usage(pid)["cpu"]
+    time.sleep(1)
+    now = usage(pid)
+    return now["rss"] if now["cpu"] - before <= 0.05 else None
 
 
 def wait_for(seconds, what, condition):

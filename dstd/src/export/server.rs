@@ -2,7 +2,9 @@
 //!
 //! Owns what all connections share. Called by `cli::export`. Never reads or writes an export.
 //!
-//!     accept ──limits──► handshake ──Transmission──► data plane ──gate.end()──► counted off, logged
+//! ```text
+//! accept ──limits──► handshake ──Transmission──► data plane ──gate.end()──► counted off, logged
+//! ```
 
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;

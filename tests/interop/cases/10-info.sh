@@ -21,21 +21,22 @@ test_json() {
     lacks qemu-nbd "it has no multi-conn when writable"
     make_file "$T/disk" 4M
     serve disk="$T/disk"
-    run nbdinfo --json "$URI"
-    "$PYTHON" - "$OUT" <<'PY' || fail "nbdinfo --json is not as expected"
+    nbdinfo --json "$URI" | tee "$T/json" # newer ones have warnings on standard error
+    "$PYTHON" - "$T/json" <<'PY' || fail "nbdinfo --json is not as expected"
 import json, os, sys
-info = json.loads(sys.argv[1])
+info = json.load(open(sys.argv[1]))
 assert info["protocol"] == "newstyle-fixed" and not info["TLS"], info
 assert info["structured"], info
 export = info["exports"][0]
-want = dict(is_read_only=False, can_cache=True, can_df=True, can_fast_zero=os.environ["SERVER"] != "nbdkit", can_flush=True, can_fua=True,
-            can_multi_conn=True, can_trim=True, can_zero=True, is_rotational=export["is_rotational"])
+yes = ["can_cache", "can_df", "can_flush", "can_fua", "can_multi_conn", "can_trim", "can_zero"]
+if os.environ["SERVER"] != "nbdkit": # its file plugin promises none
+    yes.append("can_fast_zero")
+want = {key: True for key in yes} | {"is_read_only": False}
 want["export-size"] = 4 << 20
 for key, value in want.items():
     assert export[key] == value, f"{key}: {export[key]}, expected {value}"
 assert "base:allocation" in export["contexts"], export["contexts"]
-low, best, high = (export.get(f"block_size_{s}", export.get("block_size_" + s)) for s in ("minimum", "preferred", "maximum"))
-print(low, best, high)
+low, best, high = (export.get(f"block_size_{s}") for s in ("minimum", "preferred", "maximum"))
 if low is not None:
     assert low & (low - 1) == 0 and best & (best - 1) == 0 and low <= 512 <= best <= high, (low, best, high)
 PY

@@ -139,6 +139,47 @@ same(len(h.pread(512, 0)), 512)
 PY
 }
 
+# Extended headers: lengths of more than 32 bits in one request, block status in 64 bits; READ and WRITE as before.
+# @broken stock
+test_extended_headers() {
+    lacks nbdkit "it has no extended headers"
+    lacks nbd-server "it has no extended headers"
+    "$PYTHON" -c "import nbd; nbd.NBD.set_request_extended_headers" 2>/dev/null ||
+        skip "this libnbd has no extended headers: CLIENTS=trixie"
+    truncate -s 12G "$T/disk"
+    serve disk="$T/disk"
+    nbdsh_on "$URI" --base-allocation <<PY
+GIB = 1024 * MIB
+hole = nbd.STATE_HOLE | nbd.STATE_ZERO
+same(h.get_extended_headers_negotiated(), True, "extended headers")
+def extents64(length, offset):
+    found = []
+    h.block_status_64(length, offset, lambda _context, _offset, entries, _error: found.extend(entries) or 0)
+    return found
+same(extents64(12 * GIB, 0), [(12 * GIB, hole)], "a hole of 12 GiB")
+for at in (0, 6 * GIB, 12 * GIB - 4096):
+    data = os.urandom(4096)
+    h.pwrite(data, at, nbd.CMD_FLAG_FUA)
+    same(bytes(h.pread(4096, at)), data, f"4096 bytes at {at}")
+    same(file_bytes("$T/disk", 4096, at), data, "the file")
+same(extents64(12 * GIB, 0)[0], (4096, 0), "the first extent")
+h.zero(7 * GIB, 0)
+same(bytes(h.pread(4096, 6 * GIB)), bytes(4096), "after zeroes of 7 GiB")
+h.trim(5 * GIB, 7 * GIB)
+same(bytes(h.pread(4096, 12 * GIB - 4096)), bytes(4096), "after a trim of 5 GiB")
+same(extents64(12 * GIB, 0), [(12 * GIB, hole)], "a hole again")
+same(file_kib("$T/disk") < 64, True, f"the file takes {file_kib('$T/disk')} KiB")
+data, found = chunks(h, 2 * MIB, 6 * GIB)
+same(data, bytes(2 * MIB), "a structured read of a hole")
+lenient(h)
+refused("ENOSPC EINVAL", h.zero, 7 * GIB, 6 * GIB)
+refused("ENOSPC EINVAL", h.trim, 13 * GIB, 0)
+refused("EINVAL", h.cache, 13 * GIB, 0)
+refused("EINVAL EOVERFLOW ENOMEM", h.pread, 64 * MIB, 0)
+same(len(h.pread(512, 0)), 512, "the link after them")
+PY
+}
+
 # TRIM: the range reads as zeroes and no longer takes space; its neighbours are untouched.
 # @broken cow
 # @broken errors

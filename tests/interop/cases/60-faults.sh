@@ -129,6 +129,7 @@ PY
 # @broken few-clients
 # @timeout 180
 test_slow_readers() {
+    lacks nbdkit "1.32 dies of an assertion (raw_send_socket) when they vanish"
     make_file "$T/disk" 64M
     serve disk="$T/disk"
     script "$URI" "$SERVER_PID" "$T/disk" <<'PY'
@@ -142,18 +143,9 @@ for _ in range(32):
     s = enter(uri)
     s.sendall(b"".join(request(CMD_READ, n, n * MIB, MIB) for n in range(64)))
     slow.append(s)
-most = 0
-for _ in range(20): # time for the server to read ahead what it will
-    time.sleep(0.1)
-    most = max(most, usage(pid)["rss"])
-idle = usage(pid)["cpu"]
-time.sleep(2)
-now = usage(pid)
-burnt = now["cpu"] - idle
-most = max(most, now["rss"])
-print(f"figure: 32 slow readers of 64 MiB each: {most - before['rss']:.0f} MiB more memory, {burnt / 2:.2f} of a CPU")
+most = wait_for(30, "the server to have read ahead what it will", lambda: rests(pid))
+print(f"figure: 32 slow readers of 64 MiB each: {most - before['rss']:.0f} MiB more memory")
 same(most - before["rss"] < 1152, True, f"{most - before['rss']:.0f} MiB for them is bounded by a gibibyte")
-same(burnt < 0.5, True, f"{burnt:.2f} s of CPU in 2 s for nothing")
 begin = time.monotonic()
 client = connect(uri)
 for n in range(50):
@@ -172,6 +164,11 @@ for s in slow[::8]:
             same(got, file_bytes(disk, MIB, cookie * MIB), f"read {cookie} of a slow reader")
         seen.add(cookie)
     same(len(seen), 64, "replies of a slow reader")
+for s in slow:
+    s.close()
+after = wait_for(30, "the server to rest when they are gone", lambda: rests(pid))
+print(f"figure: {after - before['rss']:.0f} MiB more when they are gone")
+same(after - before["rss"] < 256, True, f"{after - before['rss']:.0f} MiB are kept for clients that are gone")
 PY
 }
 
@@ -198,14 +195,9 @@ for n in range(100):
     except TimeoutError:
         pass # the server doesn't take all of it now
     slow.append(s)
-time.sleep(1)
-idle = usage(pid)
-time.sleep(2)
-now = usage(pid)
-burnt = now["cpu"] - idle["cpu"]
-print(f"figure: 100 stalled writers of 16 MiB each: {now['rss'] - before['rss']:.0f} MiB more memory, {burnt / 2:.2f} of a CPU")
-same(now["rss"] - before["rss"] < 1152, True, f"{now['rss'] - before['rss']:.0f} MiB for them is bounded by a gibibyte")
-same(burnt < 0.5, True, f"{burnt:.2f} s of CPU in 2 s for nothing")
+most = wait_for(30, "the server to rest", lambda: rests(pid))
+print(f"figure: 100 stalled writers of 16 MiB each: {most - before['rss']:.0f} MiB more memory")
+same(most - before["rss"] < 1152, True, f"{most - before['rss']:.0f} MiB for them is bounded by a gibibyte")
 begin = time.monotonic()
 client = connect(uri)
 for n in range(50):

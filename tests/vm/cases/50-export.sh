@@ -179,7 +179,7 @@ test_failed_flush_is_remembered() {
     switch_disk disk "$bad"
     assert_fails "Input/output error" qemu-io -f raw -c "write -P 2 0 64k" -c flush "$(node_uri alpha)"
     switch_disk disk "$good"
-    assert_fails "Input/output error" qemu-io -f raw -c flush "$(node_uri alpha)"
+    assert_fails "Input/output error" qemu-io -f raw -c "write -P 2 0 64k" -c flush "$(node_uri alpha)"
     assert_fails "Input/output error" qemu-io -f raw -c "write -f -P 3 0 64k" "$(node_uri alpha)"
     # opened again it is another incarnation, and good
     stop_node alpha

@@ -272,7 +272,9 @@ impl Link {
         let nothing = Span::new(PLACEHOLDER, 0, 0);
         let mut spans = [nothing; SPANS];
         let count = self.tx.begin(&mut core.pool, &mut spans);
-        let then = receive_follows && self.tx.bytes <= JOINED && core.ring.joins();
+        // Joined, it isn't known to be complete before the client's next word, so nothing else may be on its way out.
+        let alone = self.pending == 0 && self.tx.bytes <= JOINED;
+        let then = receive_follows && alone && core.ring.joins();
         self.tx.joined = then;
         let op = Op::Send {
             to: self.target,

