@@ -117,7 +117,7 @@ fn a_slow_reader_keeps_memory_bounded() {
             // The memory grows until the limit stops it: then nothing changes over many rounds of another link. On a
             // busy machine nothing changes either until the sender gets a turn.
             let mut same = 0;
-            let deadline = std::time::Instant::now() + std::time::Duration::from_secs(60);
+            let deadline = std::time::Instant::now() + Duration::from_secs(60);
             while (same < 200 || most <= enough) && std::time::Instant::now() < deadline {
                 assert_eq!(other.read(0, 512), pattern(512, 0));
                 let now = server.workers.memory();
