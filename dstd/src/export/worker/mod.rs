@@ -16,6 +16,7 @@ mod ring;
 mod run;
 mod rx;
 mod serve;
+mod slice;
 #[cfg(test)]
 mod tests;
 mod tx;
@@ -198,6 +199,7 @@ fn serve<R: Ring>(
             return;
         }
     };
+    slice::shorten();
     let _ = opened.send(Ok(()));
     if let Err(failure) = Worker::new(ring, jobs, inbox, gauges).run() {
         error!("a worker's engine failed, the server ends at once: {failure}");
