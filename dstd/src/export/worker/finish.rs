@@ -15,12 +15,7 @@ use crate::export::backend::Run;
 
 impl Link {
     /// One read or write of the storage ended for good.
-    pub fn landed<R: Ring>(
-        &mut self,
-        core: &mut Core<R>,
-        flight: &Flight,
-        result: io::Result<()>,
-    ) {
+    pub fn landed<R: Ring>(&mut self, core: &mut Core<R>, flight: &Flight, result: io::Result<()>) {
         self.jobs -= usize::from(flight.job);
         if flight.direction == Direction::Write && core.pool.release(flight.span.block) {
             // Free only now: the link had already left it.
@@ -201,7 +196,10 @@ impl Link {
             core.requests[request].error = Some(Refusal::new(EIO, "no context was chosen"));
             return;
         };
-        match self.tx.room(&mut core.pool, reply::block_status_len(to.mode, runs.len())) {
+        match self
+            .tx
+            .room(&mut core.pool, reply::block_status_len(to.mode, runs.len()))
+        {
             Ok(room) => {
                 let len = reply::block_status(core.pool.bytes_mut(room), to, context, runs);
                 self.tx.commit(len);

@@ -22,10 +22,20 @@ const IDLE: Duration = Duration::from_secs(20);
 
 #[derive(Debug)]
 pub enum Work {
-    Read { loan: Loan, offset: u64 },
-    Write { loan: Loan, offset: u64 },
+    Read {
+        loan: Loan,
+        offset: u64,
+    },
+    Write {
+        loan: Loan,
+        offset: u64,
+    },
     Slow(SlowOp),
-    Status { offset: u64, length: u64, max: usize },
+    Status {
+        offset: u64,
+        length: u64,
+        max: usize,
+    },
 }
 
 #[derive(Debug)]

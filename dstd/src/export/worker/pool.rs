@@ -314,7 +314,8 @@ mod tests {
         for size in [Size::Small, Size::Medium, Size::Large] {
             let blocks: Vec<_> = (0..70).map(|_| pool.take(size).unwrap()).collect();
             for (n, block) in blocks.iter().enumerate() {
-                pool.bytes_mut(Span::new(*block, 0, size.bytes())).fill(n as u8);
+                pool.bytes_mut(Span::new(*block, 0, size.bytes()))
+                    .fill(n as u8);
             }
             for (n, block) in blocks.iter().enumerate() {
                 let bytes = pool.bytes(Span::new(*block, 0, size.bytes()));
@@ -328,8 +329,12 @@ mod tests {
     #[test]
     fn copies_overlap_and_cross_blocks() {
         let mut pool = Pool::default();
-        let (a, b) = (pool.take(Size::Small).unwrap(), pool.take(Size::Large).unwrap());
-        pool.bytes_mut(Span::new(a, 4, 6)).copy_from_slice(b"abcdef");
+        let (a, b) = (
+            pool.take(Size::Small).unwrap(),
+            pool.take(Size::Large).unwrap(),
+        );
+        pool.bytes_mut(Span::new(a, 4, 6))
+            .copy_from_slice(b"abcdef");
         pool.copy(Span::new(a, 4, 6), a, 2);
         assert_eq!(pool.bytes(Span::new(a, 2, 6)), b"abcdef");
         pool.copy(Span::new(a, 3, 4), b, 9);

@@ -9,9 +9,7 @@ use nix::errno::Errno;
 
 use super::super::backend::Run;
 use super::super::link::ReplyMode;
-use super::request::{
-    EINVAL, EIO, ENOMEM, ENOSPC, ENOTSUP, EOVERFLOW, EPERM, ESHUTDOWN, Refusal,
-};
+use super::request::{EINVAL, EIO, ENOMEM, ENOSPC, ENOTSUP, EOVERFLOW, EPERM, ESHUTDOWN, Refusal};
 
 pub const SIMPLE_MAGIC: u32 = 0x6744_6698;
 pub const STRUCTURED_MAGIC: u32 = 0x668e_33ef;
@@ -135,9 +133,9 @@ pub fn block_status_len(mode: ReplyMode, runs: usize) -> usize {
 /// Fills exactly [`block_status_len`]; no run is longer than the request, so compact lengths fit 32 bits.
 pub fn block_status(out: &mut [u8], to: To, context: u32, runs: &[Run]) -> usize {
     let mut writer = Writer { out, at: 0 };
-    let state = |run: &Run| {
-        u32::from(run.hole) * STATE_HOLE | u32::from(run.zero) * STATE_ZERO
-    };
+    let hole = |run: &Run| if run.hole { STATE_HOLE } else { 0 };
+    let zero = |run: &Run| if run.zero { STATE_ZERO } else { 0 };
+    let state = |run: &Run| hole(run) | zero(run);
     if to.mode == ReplyMode::Extended {
         let payload = 8 + 16 * runs.len() as u64;
         writer.chunk(to, FLAG_DONE, TYPE_BLOCK_STATUS_EXT, payload);
@@ -170,9 +168,7 @@ pub fn refusal_of(error: &io::Error) -> Refusal {
         }
         Errno::ENOMEM => Refusal::new(ENOMEM, "the server lacks memory"),
         Errno::EINVAL => Refusal::new(EINVAL, "the storage refused the request"),
-        Errno::ENOSPC | Errno::EDQUOT | Errno::EFBIG => {
-            Refusal::new(ENOSPC, "the storage is full")
-        }
+        Errno::ENOSPC | Errno::EDQUOT | Errno::EFBIG => Refusal::new(ENOSPC, "the storage is full"),
         Errno::EOVERFLOW => Refusal::new(EOVERFLOW, "the request is too large"),
         Errno::EOPNOTSUPP => Refusal::new(ENOTSUP, "the storage can't do that"),
         Errno::ESHUTDOWN => Refusal::new(ESHUTDOWN, "the server is shutting down"),

@@ -1,3 +1,5 @@
+//! Replies byte by byte, as the standard writes them.
+
 use super::*;
 
 fn to(mode: ReplyMode) -> To {
@@ -45,7 +47,11 @@ fn data_headers_are_the_standards_bytes() {
     ]
     .concat();
     assert_eq!(head(ReplyMode::Structured, true), structured);
-    assert_eq!(head(ReplyMode::Structured, false)[5], 0, "not the last chunk");
+    assert_eq!(
+        head(ReplyMode::Structured, false)[5],
+        0,
+        "not the last chunk"
+    );
     let extended = [
         b"\x6e\x8a\x27\x8c\0\x01\0\x01",
         COOKIE,
@@ -55,7 +61,11 @@ fn data_headers_are_the_standards_bytes() {
     ]
     .concat();
     assert_eq!(head(ReplyMode::Extended, true), extended);
-    for mode in [ReplyMode::Simple, ReplyMode::Structured, ReplyMode::Extended] {
+    for mode in [
+        ReplyMode::Simple,
+        ReplyMode::Structured,
+        ReplyMode::Extended,
+    ] {
         assert_eq!(head(mode, true).len(), read_head_len(mode));
     }
 }
@@ -64,7 +74,10 @@ fn data_headers_are_the_standards_bytes() {
 fn errors_carry_their_text_where_there_is_room() {
     let refusal = Refusal::new(ENOSPC, "full");
     let simple = [b"\x67\x44\x66\x98\0\0\0\x1c", COOKIE].concat();
-    assert_eq!(bytes(|out| error(out, to(ReplyMode::Simple), refusal)), simple);
+    assert_eq!(
+        bytes(|out| error(out, to(ReplyMode::Simple), refusal)),
+        simple
+    );
     let structured = [
         b"\x66\x8e\x33\xef\0\x01\x80\x01",
         COOKIE,
@@ -72,7 +85,10 @@ fn errors_carry_their_text_where_there_is_room() {
         b"\0\0\0\x1c\0\x04full",
     ]
     .concat();
-    assert_eq!(bytes(|out| error(out, to(ReplyMode::Structured), refusal)), structured);
+    assert_eq!(
+        bytes(|out| error(out, to(ReplyMode::Structured), refusal)),
+        structured
+    );
     let long = Refusal::new(EIO, std::str::from_utf8(&[b'x'; 400]).unwrap());
     let found = bytes(|out| error(out, to(ReplyMode::Extended), long));
     assert!(found.len() <= SHORT_REPLY);
@@ -82,8 +98,16 @@ fn errors_carry_their_text_where_there_is_room() {
 #[test]
 fn block_status_is_the_standards_bytes() {
     let runs = [
-        Run { length: 4096, hole: true, zero: true },
-        Run { length: 512, hole: false, zero: false },
+        Run {
+            length: 4096,
+            hole: true,
+            zero: true,
+        },
+        Run {
+            length: 512,
+            hole: false,
+            zero: false,
+        },
     ];
     let structured = [
         b"\x66\x8e\x33\xef\0\x01\0\x05",
@@ -96,7 +120,11 @@ fn block_status_is_the_standards_bytes() {
     let found = bytes(|out| block_status(out, to(ReplyMode::Structured), 9, &runs));
     assert_eq!(found, structured);
     assert_eq!(found.len(), block_status_len(ReplyMode::Structured, 2));
-    let large = [Run { length: 1 << 40, hole: true, zero: true }];
+    let large = [Run {
+        length: 1 << 40,
+        hole: true,
+        zero: true,
+    }];
     let extended = [
         b"\x6e\x8a\x27\x8c\0\x01\0\x06",
         COOKIE,

@@ -214,7 +214,12 @@ impl Rules {
         let flags = header.flags;
         let has = |flag| flags & flag != 0;
         let (command, own) = match header.command {
-            CMD_READ => (Command::Read { whole: has(FLAG_DF) }, FLAG_DF),
+            CMD_READ => (
+                Command::Read {
+                    whole: has(FLAG_DF),
+                },
+                FLAG_DF,
+            ),
             CMD_WRITE if self.mode == ReplyMode::Extended => (Command::Write, FLAG_PAYLOAD_LEN),
             CMD_WRITE => (Command::Write, 0),
             CMD_FLUSH => (Command::Flush, 0),
@@ -238,9 +243,14 @@ impl Rules {
             (SEND_DF, FLAG_DF),
             (SEND_FAST_ZERO, FLAG_FAST_ZERO),
         ];
-        let refused = offered.iter().any(|(offer, flag)| has(*flag) && !self.flags.has(*offer));
+        let refused = offered
+            .iter()
+            .any(|(offer, flag)| has(*flag) && !self.flags.has(*offer));
         if refused || flags & !(own | FLAG_FUA) != 0 {
-            return Err(Refusal::new(EINVAL, "a command flag is unknown or wasn't offered"));
+            return Err(Refusal::new(
+                EINVAL,
+                "a command flag is unknown or wasn't offered",
+            ));
         }
         let lacks_payload = self.mode == ReplyMode::Extended && !has(FLAG_PAYLOAD_LEN);
         if command == Command::Write && lacks_payload {
@@ -264,10 +274,16 @@ impl Rules {
         }
         let block = u64::from(self.min_block.max(1));
         if !offset.is_multiple_of(block) || !length.is_multiple_of(block) {
-            return Err(Refusal::new(EINVAL, "the range isn't aligned to the minimum block size"));
+            return Err(Refusal::new(
+                EINVAL,
+                "the range isn't aligned to the minimum block size",
+            ));
         }
         if matches!(command, Command::Read { .. }) && length > u64::from(self.max_payload) {
-            return Err(Refusal::new(EOVERFLOW, "the READ is larger than the server's limit"));
+            return Err(Refusal::new(
+                EOVERFLOW,
+                "the READ is larger than the server's limit",
+            ));
         }
         Ok(())
     }

@@ -1,3 +1,5 @@
+//! Each rule for requests, command by command and flag by flag.
+
 use proptest::prelude::*;
 
 use super::*;
@@ -63,9 +65,17 @@ fn ranges_are_checked_for_each_command() {
         };
         assert_eq!(at(0, 4096), None, "{command}");
         assert_eq!(at(64 * MIB - 512, 512), None, "{command}: the last block");
-        assert_eq!(at(64 * MIB - 512, 1024), Some(beyond), "{command}: across the end");
+        assert_eq!(
+            at(64 * MIB - 512, 1024),
+            Some(beyond),
+            "{command}: across the end"
+        );
         assert_eq!(at(64 * MIB, 512), Some(beyond), "{command}: behind the end");
-        assert_eq!(at(u64::MAX - 511, 512), Some(beyond), "{command}: the sum wraps");
+        assert_eq!(
+            at(u64::MAX - 511, 512),
+            Some(beyond),
+            "{command}: the sum wraps"
+        );
         assert_eq!(at(0, 0), Some(EINVAL), "{command}: no length");
         assert_eq!(at(1, 512), Some(EINVAL), "{command}: offset unaligned");
         assert_eq!(at(512, 100), Some(EINVAL), "{command}: length unaligned");
@@ -83,7 +93,11 @@ fn read_only_exports_take_no_change() {
             CMD_WRITE | CMD_TRIM | CMD_WRITE_ZEROES => Some(EPERM),
             _ => None,
         };
-        assert_eq!(errno(&rules, header(command, 0, 0, 512)), expected, "{command}");
+        assert_eq!(
+            errno(&rules, header(command, 0, 0, 512)),
+            expected,
+            "{command}"
+        );
     }
     assert_eq!(errno(&rules, header(CMD_FLUSH, 0, 0, 0)), None);
 }
@@ -116,11 +130,21 @@ fn what_was_not_offered_is_refused() {
         ..rules(ReplyMode::Structured)
     };
     for command in [CMD_TRIM, CMD_CACHE, CMD_WRITE_ZEROES, CMD_BLOCK_STATUS] {
-        assert_eq!(errno(&rules, header(command, 0, 0, 512)), Some(EINVAL), "{command}");
+        assert_eq!(
+            errno(&rules, header(command, 0, 0, 512)),
+            Some(EINVAL),
+            "{command}"
+        );
     }
     assert_eq!(errno(&rules, header(CMD_FLUSH, 0, 0, 0)), Some(EINVAL));
-    assert_eq!(errno(&rules, header(CMD_WRITE, FLAG_FUA, 0, 512)), Some(EINVAL));
-    assert_eq!(errno(&rules, header(CMD_READ, FLAG_DF, 0, 512)), Some(EINVAL));
+    assert_eq!(
+        errno(&rules, header(CMD_WRITE, FLAG_FUA, 0, 512)),
+        Some(EINVAL)
+    );
+    assert_eq!(
+        errno(&rules, header(CMD_READ, FLAG_DF, 0, 512)),
+        Some(EINVAL)
+    );
     assert_eq!(errno(&rules, header(CMD_READ, 0, 0, 512)), None);
     assert_eq!(errno(&rules, header(CMD_WRITE, 0, 0, 512)), None);
 }
@@ -145,7 +169,10 @@ fn a_payload_too_large_is_drained_within_reason() {
         panic!("{drained:?}");
     };
     assert_eq!((refusal.errno, payload), (EINVAL, (32 << 20) + 512));
-    assert!(matches!(compact.judge(&write((64 << 20) + 512)), Verdict::Fatal(_)));
+    assert!(matches!(
+        compact.judge(&write((64 << 20) + 512)),
+        Verdict::Fatal(_)
+    ));
     let extended = rules(ReplyMode::Extended);
     let write = header(CMD_WRITE, FLAG_PAYLOAD_LEN, 0, (32 << 20) + 512);
     assert!(matches!(extended.judge(&write), Verdict::Fatal(_)));
@@ -160,14 +187,20 @@ fn extended_payloads_are_what_the_flag_says() {
         Verdict::Refuse { refusal, payload } => (refusal.errno, payload),
         other => panic!("{other:?}"),
     };
-    assert_eq!(errno(&rules, header(CMD_WRITE, FLAG_PAYLOAD_LEN, 0, 512)), None);
+    assert_eq!(
+        errno(&rules, header(CMD_WRITE, FLAG_PAYLOAD_LEN, 0, 512)),
+        None
+    );
     assert_eq!(refused(header(CMD_WRITE, 0, 0, 512)), (EINVAL, 0));
     for command in [CMD_READ, CMD_BLOCK_STATUS, CMD_TRIM, 77] {
         let header = header(command, FLAG_PAYLOAD_LEN, 0, 512);
         assert_eq!(refused(header), (EINVAL, 512), "{command}");
     }
     // A length beyond 32 bits is an effect, not a payload.
-    let all = Rules { size: 1 << 40, ..rules };
+    let all = Rules {
+        size: 1 << 40,
+        ..rules
+    };
     assert_eq!(errno(&all, header(CMD_TRIM, 0, 0, 1 << 40)), None);
 }
 
@@ -186,7 +219,11 @@ fn fua_counts_only_where_something_changes() {
 fn encode(header: &Header, mode: ReplyMode) -> Vec<u8> {
     let mut out = Vec::new();
     let extended = mode == ReplyMode::Extended;
-    let magic = if extended { EXTENDED_REQUEST_MAGIC } else { REQUEST_MAGIC };
+    let magic = if extended {
+        EXTENDED_REQUEST_MAGIC
+    } else {
+        REQUEST_MAGIC
+    };
     out.extend(magic.to_be_bytes());
     out.extend(header.flags.to_be_bytes());
     out.extend(header.command.to_be_bytes());

@@ -53,7 +53,9 @@ pub enum Op<'a> {
         offset: u64,
     },
     /// fdatasync.
-    Sync { fd: RawFd },
+    Sync {
+        fd: RawFd,
+    },
 }
 
 /// What came of an operation.

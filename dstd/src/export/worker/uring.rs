@@ -29,12 +29,13 @@ struct Message {
 pub struct Uring {
     ring: IoUring,
     event: RawFd,
-    /// Where the read of the event counter goes.
-    counter: Box<u64>,
+    /// Where the read of the event counter goes. Leaked: the last one is still under way when the ring is closed.
+    counter: &'static mut u64,
     counter_wanted: bool,
     /// How many slots can be registered.
     fixed: u32,
     enter_flags: u32,
+    #[allow(clippy::vec_box)] // The kernel has their addresses while the list grows.
     messages: Vec<Box<Message>>,
     messages_used: usize,
     /// Taken before the worker asked, or never submitted.
@@ -257,7 +258,7 @@ impl Ring for Uring {
         Ok(Uring {
             ring,
             event: inbox.event.as_raw_fd(),
-            counter: Box::new(0),
+            counter: Box::leak(Box::new(0)),
             counter_wanted: true,
             fixed,
             enter_flags,
@@ -356,4 +357,3 @@ fn set_blocking(fd: RawFd) -> io::Result<()> {
         Err(io::Error::last_os_error())
     }
 }
-

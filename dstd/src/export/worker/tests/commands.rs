@@ -31,7 +31,11 @@ fn reads_of_all_sizes_are_the_files_bytes() {
             (0, 4 * MIB),
         ] {
             let data = peer.read(offset as u64, len as u64);
-            assert!(data == content[offset..offset + len], "{offset}+{len} in {:?}", peer.mode);
+            assert!(
+                data == content[offset..offset + len],
+                "{offset}+{len} in {:?}",
+                peer.mode
+            );
         }
     });
 }
@@ -74,7 +78,11 @@ fn writes_of_all_sizes_reach_the_file() {
             let reply = peer.write(if n % 2 == 0 { FLAG_FUA } else { 0 }, offset as u64, &data);
             assert_eq!(reply.errno, 0, "{offset}+{len}: {}", reply.text);
             expected[offset..offset + len].copy_from_slice(&data);
-            assert!(server.content() == expected, "{offset}+{len} in {:?}", peer.mode);
+            assert!(
+                server.content() == expected,
+                "{offset}+{len} in {:?}",
+                peer.mode
+            );
         }
     });
 }
@@ -117,7 +125,10 @@ fn block_status_covers_the_request() {
 fn runs_are_the_files_holes() {
     for engine in ENGINES {
         let server = Server::new(engine, &pattern(MIB, 0));
-        let file = std::fs::File::options().write(true).open(&server.path).unwrap();
+        let file = std::fs::File::options()
+            .write(true)
+            .open(&server.path)
+            .unwrap();
         file.set_len(0).unwrap();
         file.set_len(MIB as u64).unwrap();
         std::os::unix::fs::FileExt::write_all_at(&file, &pattern(65_536, 1), 131_072).unwrap();
@@ -140,7 +151,11 @@ fn errors_leave_the_link_and_the_file_as_they_were() {
         assert_eq!(peer.ask(CMD_READ, 0, size - 1, 2).errno, EINVAL);
         assert_eq!(peer.ask(CMD_READ, 0, 0, 0).errno, EINVAL);
         assert_eq!(peer.ask(CMD_READ, FLAG_NO_HOLE, 0, 512).errno, EINVAL);
-        assert_eq!(peer.ask(CMD_READ, 0, 0, 33 << 20).errno, EINVAL, "beyond the end first");
+        assert_eq!(
+            peer.ask(CMD_READ, 0, 0, 33 << 20).errno,
+            EINVAL,
+            "beyond the end first"
+        );
         assert_eq!(peer.write(0, size - 1, &[1, 2]).errno, ENOSPC);
         assert_eq!(peer.write(FLAG_DF, 0, &[1; 100_000]).errno, EINVAL);
         assert_eq!(peer.ask(CMD_WRITE_ZEROES, 0, size, 1).errno, ENOSPC);
@@ -153,7 +168,11 @@ fn errors_leave_the_link_and_the_file_as_they_were() {
             assert_eq!(reply.text, "the range ends beyond the export");
         }
         assert!(server.content() == content);
-        assert_eq!(peer.read(0, 512), content[..512], "the stream is still in step");
+        assert_eq!(
+            peer.read(0, 512),
+            content[..512],
+            "the stream is still in step"
+        );
     });
 }
 
@@ -257,7 +276,11 @@ fn disc_is_answered_by_the_end_and_wrong_magic_too() {
         let (_, mut bytes) = peer.encode(CMD_READ, 0, 0, 512);
         bytes[3] ^= 1;
         std::io::Write::write_all(&mut peer.stream, &bytes).unwrap();
-        assert_eq!(peer.reply().cookie, cookie, "what came before it is answered");
+        assert_eq!(
+            peer.reply().cookie,
+            cookie,
+            "what came before it is answered"
+        );
         assert_eq!(peer.try_reply(), None);
         assert_eq!(peer.end(), End::Lost);
     });

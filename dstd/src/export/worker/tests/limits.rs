@@ -51,7 +51,11 @@ fn a_link_ends_only_after_its_stalled_write_whatever_happened_to_it() {
                 _ => End::Lost,
             };
             assert_eq!(wait_end(&gate), expected, "{how}");
-            assert_eq!(server.content()[0..4096], [1; 4096], "{how}: it was written before");
+            assert_eq!(
+                server.content()[0..4096],
+                [1; 4096],
+                "{how}: it was written before"
+            );
             if matches!(how, "half-close" | "disc") {
                 assert_eq!(peer.reply().errno, 0, "{how}: and answered");
                 assert_eq!(peer.try_reply(), None);
@@ -119,7 +123,10 @@ fn a_slow_reader_keeps_memory_bounded() {
             // Short replies stop the link even sooner, at what the socket doesn't take.
             let enough = if len > 4096 { limit / 2 } else { 4096 };
             assert!(most > enough, "{most} bytes: the limit wasn't reached");
-            assert!(most < limit + limit / 8 + MIB, "{most} bytes held for one link");
+            assert!(
+                most < limit + limit / 8 + MIB,
+                "{most} bytes held for one link"
+            );
             for _ in 0..count {
                 let reply = peer.reply();
                 assert!(reply.errno == 0 && reply.data == pattern(len as usize, 0));
@@ -127,6 +134,48 @@ fn a_slow_reader_keeps_memory_bounded() {
             sender.join().unwrap();
             server.assert_no_memory_held();
         }
+    }
+}
+
+#[test]
+fn a_cut_frees_what_a_client_never_reads() {
+    for engine in ENGINES {
+        for len in [4096, MIB as u64] {
+            let server = Server::new(engine, &pattern(MIB, 0));
+            let mut peer = server.link(ReplyMode::Simple);
+            for _ in 0..200 {
+                peer.send(CMD_READ, 0, 0, len);
+            }
+            // Some of it is in the socket, the rest waits in the server.
+            let mut first = [0; 16];
+            std::io::Read::read_exact(&mut peer.stream, &mut first).unwrap();
+            peer.gate.cut();
+            assert_eq!(peer.end(), End::Cut);
+            server.assert_no_memory_held();
+        }
+    }
+}
+
+#[test]
+fn many_links_are_served_side_by_side() {
+    for engine in ENGINES {
+        let server = Server::new(engine, &pattern(MIB, 0));
+        let mut peers: Vec<_> = (0..100).map(|n| server.link(MODES[n % 3])).collect();
+        for round in 0..3u64 {
+            let ask = |peer: &mut Peer| peer.send(CMD_READ, 0, round * 512, 4096);
+            let cookies: Vec<u64> = peers.iter_mut().map(ask).collect();
+            for (peer, cookie) in peers.iter_mut().zip(cookies) {
+                let reply = peer.reply();
+                assert_eq!((reply.cookie, reply.errno), (cookie, 0));
+                assert!(reply.data == pattern(4096, round * 512));
+            }
+        }
+        assert_eq!(server.workers.links(), 100);
+        for mut peer in peers {
+            peer.disconnect();
+            assert_eq!(peer.end(), End::Disconnected);
+        }
+        server.assert_no_memory_held();
     }
 }
 
@@ -142,7 +191,11 @@ fn a_failed_flush_is_never_forgotten() {
         let mut other = server.link(ReplyMode::Structured);
         assert_eq!(other.ask(CMD_FLUSH, 0, 0, 0).errno, EIO);
         assert_eq!(other.write(FLAG_FUA, 0, &[3; 300_000]).errno, EIO);
-        assert_eq!(other.write(0, 0, &[4; 512]).errno, 0, "without a promise it goes on");
+        assert_eq!(
+            other.write(0, 0, &[4; 512]).errno,
+            0,
+            "without a promise it goes on"
+        );
         assert_eq!(other.read(0, 512), [4; 512]);
     }
 }
@@ -219,7 +272,10 @@ fn errors_of_the_storage_reach_the_client() {
             }
             // ENOTSUP only for those who asked for it.
             script.fail(FaultKind::Zero, ALL, 95, 2);
-            assert_eq!(peer.ask(CMD_WRITE_ZEROES, FLAG_FAST_ZERO, 0, 4096).errno, ENOTSUP);
+            assert_eq!(
+                peer.ask(CMD_WRITE_ZEROES, FLAG_FAST_ZERO, 0, 4096).errno,
+                ENOTSUP
+            );
             assert_eq!(peer.ask(CMD_WRITE_ZEROES, 0, 0, 4096).errno, EINVAL);
             let content = server.content();
             assert!(peer.read(0, 4 * MIB as u64) == content, "the link lives");
@@ -233,7 +289,10 @@ fn a_file_that_became_shorter_is_an_error_not_silence() {
     for engine in ENGINES {
         for mode in MODES {
             let server = Server::new(engine, &pattern(MIB, 0));
-            let file = std::fs::File::options().write(true).open(&server.path).unwrap();
+            let file = std::fs::File::options()
+                .write(true)
+                .open(&server.path)
+                .unwrap();
             file.set_len(300_000).unwrap();
             let mut peer = server.link(mode);
             assert_eq!(peer.ask(CMD_READ, 0, 299_000, 4096).errno, EIO);

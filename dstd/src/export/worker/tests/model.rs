@@ -12,12 +12,27 @@ const SIZE: usize = 1 << 20;
 
 #[derive(Debug, Clone)]
 enum Act {
-    Read { at: usize, len: usize, df: bool },
-    Write { at: usize, len: usize, fua: bool, seed: u64 },
-    Zero { at: usize, len: usize, keep: bool },
+    Read {
+        at: usize,
+        len: usize,
+        df: bool,
+    },
+    Write {
+        at: usize,
+        len: usize,
+        fua: bool,
+        seed: u64,
+    },
+    Zero {
+        at: usize,
+        len: usize,
+        keep: bool,
+    },
     Flush,
     /// Beyond the end: refused, with its payload.
-    Wrong { len: usize },
+    Wrong {
+        len: usize,
+    },
 }
 
 fn range() -> impl Strategy<Value = (usize, usize)> {
@@ -86,7 +101,8 @@ fn flood(server: &Server, peer: &mut Peer, acts: &[Act]) {
             }
             Act::Write { len, fua, seed, .. } => {
                 let data = pattern(fit(len), seed);
-                let (_, head) = peer.encode(CMD_WRITE, u16::from(fua), part as u64, data.len() as u64);
+                let (_, head) =
+                    peer.encode(CMD_WRITE, u16::from(fua), part as u64, data.len() as u64);
                 model[part..part + data.len()].copy_from_slice(&data);
                 bytes.extend(head);
                 bytes.extend(data);

@@ -18,7 +18,11 @@ use crate::kernel::NbdFlags;
 use crate::nbd::proto::{REQUEST_MAGIC, u16_at, u32_at, u64_at};
 
 pub const ENGINES: [Engine; 2] = [Engine::Uring, Engine::Plain];
-pub const MODES: [ReplyMode; 3] = [ReplyMode::Simple, ReplyMode::Structured, ReplyMode::Extended];
+pub const MODES: [ReplyMode; 3] = [
+    ReplyMode::Simple,
+    ReplyMode::Structured,
+    ReplyMode::Extended,
+];
 pub const CONTEXT: u32 = 9;
 /// Long enough for a busy machine; reached only by a failure.
 pub const PATIENCE: Duration = Duration::from_secs(30);
@@ -72,11 +76,7 @@ impl Server {
         Server::with(engine, content, |backend| backend)
     }
 
-    pub fn with(
-        engine: Engine,
-        content: &[u8],
-        wrap: impl FnOnce(Backend) -> Backend,
-    ) -> Server {
+    pub fn with(engine: Engine, content: &[u8], wrap: impl FnOnce(Backend) -> Backend) -> Server {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("disk");
         fs::write(&path, content).unwrap();
@@ -170,7 +170,11 @@ impl Peer {
             CMD_WRITE if extended => flags | FLAG_PAYLOAD_LEN,
             _ => flags,
         };
-        let magic = if extended { EXTENDED_REQUEST_MAGIC } else { REQUEST_MAGIC };
+        let magic = if extended {
+            EXTENDED_REQUEST_MAGIC
+        } else {
+            REQUEST_MAGIC
+        };
         let mut out = Vec::new();
         out.extend(magic.to_be_bytes());
         out.extend(flags.to_be_bytes());
@@ -222,7 +226,8 @@ impl Peer {
     }
 
     pub fn reply(&mut self) -> Reply {
-        self.try_reply().expect("a reply, not the end of the stream")
+        self.try_reply()
+            .expect("a reply, not the end of the stream")
     }
 
     fn bytes<const N: usize>(&mut self) -> Option<[u8; N]> {
@@ -283,8 +288,16 @@ impl Peer {
         let (errno, cookie) = (u32_at(&rest, 0), u64_at(&rest, 4));
         let data = match self.reads.remove(&cookie) {
             Some(len) => {
-                assert_eq!(self.mode, ReplyMode::Simple, "READ answered by a simple reply");
-                if errno == 0 { self.vec(len) } else { Vec::new() }
+                assert_eq!(
+                    self.mode,
+                    ReplyMode::Simple,
+                    "READ answered by a simple reply"
+                );
+                if errno == 0 {
+                    self.vec(len)
+                } else {
+                    Vec::new()
+                }
             }
             None => Vec::new(),
         };
@@ -305,7 +318,10 @@ impl Peer {
         len: usize,
     ) -> bool {
         let (flags, kind, cookie) = (u16_at(head, 0), u16_at(head, 2), u64_at(head, 4));
-        assert!(reply.cookie == 0 || reply.cookie == cookie, "chunks are mixed");
+        assert!(
+            reply.cookie == 0 || reply.cookie == cookie,
+            "chunks are mixed"
+        );
         reply.cookie = cookie;
         let body = self.vec(len);
         match kind {
@@ -356,13 +372,13 @@ impl Peer {
 }
 
 pub fn wait_end(gate: &LinkGate) -> End {
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_time()
-            .build()
-            .unwrap();
-        runtime
-            .block_on(async { tokio::time::timeout(PATIENCE, gate.wait_end()).await })
-            .expect("the link ends")
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_time()
+        .build()
+        .unwrap();
+    runtime
+        .block_on(async { tokio::time::timeout(PATIENCE, gate.wait_end()).await })
+        .expect("the link ends")
 }
 
 /// Chunks in the order of the export; they must cover the READ without holes or overlaps.
@@ -374,7 +390,11 @@ fn assemble(
     let wanted = reads.remove(&reply.cookie);
     offsets.sort();
     for pair in offsets.windows(2).filter(|_| reply.errno == 0) {
-        assert_eq!(pair[0].0 + pair[0].1.len() as u64, pair[1].0, "chunks don't meet");
+        assert_eq!(
+            pair[0].0 + pair[0].1.len() as u64,
+            pair[1].0,
+            "chunks don't meet"
+        );
     }
     reply.data = offsets.into_iter().flat_map(|(_, data)| data).collect();
     if let Some(wanted) = wanted
