@@ -145,6 +145,12 @@ impl Workers {
         self.workers.iter().map(rounds).sum()
     }
 
+    /// Flushes of the storage that FLUSH and FUA requests have led to; fewer than those, because they share.
+    pub fn flushes(&self) -> usize {
+        let flushes = |worker: &Handle| worker.gauges.flushes.load(Ordering::Relaxed);
+        self.workers.iter().map(flushes).sum()
+    }
+
     /// How many links there are.
     pub fn links(&self) -> usize {
         let links = |worker: &Handle| worker.gauges.links.load(Ordering::SeqCst);
