@@ -246,9 +246,9 @@ impl<R: Ring> Core<R> {
         state.next.push(request);
     }
 
-    /// At the end of a turn, so that all that came in it share one flush.
-    pub fn start_syncs(&mut self) {
-        let mut later = 0;
+    /// At the end of a turn, so that all that came in it share one flush. Returns how many were begun.
+    pub fn start_syncs(&mut self) -> usize {
+        let (mut later, mut begun) = (0, 0);
         while later < self.unsynced.len() {
             let index = self.unsynced[later];
             let export = &mut self.exports[index];
@@ -259,6 +259,7 @@ impl<R: Ring> Core<R> {
             self.unsynced.swap_remove(later);
             std::mem::swap(&mut export.waiting, &mut export.next);
             export.running = true;
+            begun += 1;
             let fd = export.backend.ring_fd();
             if let Some(fd) = fd.filter(|_| self.ring.does_files()) {
                 let token = token(Kind::Sync, index);
@@ -267,6 +268,7 @@ impl<R: Ring> Core<R> {
                 self.sync_job(index);
             }
         }
+        begun
     }
 
     fn sync_job(&self, export: usize) {

@@ -16,6 +16,7 @@ mod ring;
 mod run;
 mod rx;
 mod serve;
+mod slice;
 #[cfg(test)]
 mod tests;
 mod tx;
@@ -144,6 +145,12 @@ impl Workers {
         self.workers.iter().map(rounds).sum()
     }
 
+    /// Flushes of the storage that FLUSH and FUA requests have led to; fewer than those, because they share.
+    pub fn flushes(&self) -> usize {
+        let flushes = |worker: &Handle| worker.gauges.flushes.load(Ordering::Relaxed);
+        self.workers.iter().map(flushes).sum()
+    }
+
     /// How many links there are.
     pub fn links(&self) -> usize {
         let links = |worker: &Handle| worker.gauges.links.load(Ordering::SeqCst);
@@ -198,6 +205,7 @@ fn serve<R: Ring>(
             return;
         }
     };
+    slice::shorten();
     let _ = opened.send(Ok(()));
     if let Err(failure) = Worker::new(ring, jobs, inbox, gauges).run() {
         error!("a worker's engine failed, the server ends at once: {failure}");

@@ -133,7 +133,9 @@ pub fn block_status_len(mode: ReplyMode, runs: usize) -> usize {
 /// Fills exactly [`block_status_len`]; no run is longer than the request, so compact lengths fit 32 bits.
 pub fn block_status(out: &mut [u8], to: To, context: u32, runs: &[Run]) -> usize {
     let mut writer = Writer { out, at: 0 };
-    let state = |run: &Run| (u32::from(run.hole) * STATE_HOLE) | (u32::from(run.zero) * STATE_ZERO);
+    let hole = |run: &Run| if run.hole { STATE_HOLE } else { 0 };
+    let zero = |run: &Run| if run.zero { STATE_ZERO } else { 0 };
+    let state = |run: &Run| hole(run) | zero(run);
     if to.mode == ReplyMode::Extended {
         let payload = 8 + 16 * runs.len() as u64;
         writer.chunk(to, FLAG_DONE, TYPE_BLOCK_STATUS_EXT, payload);

@@ -1,3 +1,5 @@
+//! Replies byte by byte, as the standard writes them.
+
 use super::*;
 
 fn to(mode: ReplyMode) -> To {

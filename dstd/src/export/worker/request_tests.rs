@@ -1,3 +1,5 @@
+//! Each rule for requests, command by command and flag by flag.
+
 use proptest::prelude::*;
 
 use super::*;

@@ -26,6 +26,8 @@ pub struct Gauges {
     pub memory: AtomicUsize,
     /// Times round the loop.
     pub rounds: AtomicUsize,
+    /// Flushes that were begun.
+    pub flushes: AtomicUsize,
 }
 
 pub struct Worker<R> {
@@ -76,7 +78,8 @@ impl<R: Ring> Worker<R> {
             for _ in 0..self.ready.len() {
                 self.turn();
             }
-            self.core.start_syncs();
+            let begun = self.core.start_syncs();
+            self.gauges.flushes.fetch_add(begun, Ordering::Relaxed);
             self.settle();
             let memory = self.core.pool.in_use();
             self.gauges.rounds.fetch_add(1, Ordering::Relaxed);

@@ -59,10 +59,9 @@ impl Tx {
 
     /// Nothing more goes into the last block.
     fn seal(&mut self, pool: &mut Pool) {
-        if std::mem::take(&mut self.open)
-            && self.queue.back().is_some_and(|last| last.len == 0)
-            && let Some(last) = self.queue.pop_back()
-        {
+        let unused =
+            std::mem::take(&mut self.open) && self.queue.back().is_some_and(|last| last.len == 0);
+        if unused && let Some(last) = self.queue.pop_back() {
             pool.release(last.block);
         }
     }

@@ -29,8 +29,8 @@ struct Message {
 pub struct Uring {
     ring: IoUring,
     event: RawFd,
-    /// Where the read of the event counter goes.
-    counter: Box<u64>,
+    /// Where the read of the event counter goes. Leaked: the last one is still under way when the ring is closed.
+    counter: &'static mut u64,
     counter_wanted: bool,
     /// How many slots can be registered.
     fixed: u32,
@@ -261,7 +261,7 @@ impl Ring for Uring {
         Ok(Uring {
             ring,
             event: inbox.event.as_raw_fd(),
-            counter: Box::new(0),
+            counter: Box::leak(Box::new(0)),
             counter_wanted: true,
             fixed,
             enter_flags,

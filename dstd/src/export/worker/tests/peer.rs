@@ -4,10 +4,14 @@ use std::collections::HashMap;
 use std::fs;
 use std::io::{Read, Write};
 use std::net::Shutdown;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
+
+use nix::fcntl::{FcntlArg, SealFlag, fcntl};
+use nix::sys::memfd::{MFdFlags, memfd_create};
 
 use super::super::request::{CMD_DISC, CMD_READ, CMD_WRITE, FLAG_PAYLOAD_LEN};
 use super::super::request::{EXTENDED_REQUEST_MAGIC, SEND_CACHE, SEND_DF, SEND_FAST_ZERO};
@@ -40,8 +44,9 @@ pub const ALL_FLAGS: u16 = NbdFlags::HAS_FLAGS
 pub struct Server {
     pub workers: Workers,
     pub backend: Arc<Backend>,
-    pub path: std::path::PathBuf,
-    _dir: tempfile::TempDir,
+    pub path: PathBuf,
+    memory: Option<OwnedFd>,
+    _dir: Option<tempfile::TempDir>,
 }
 
 pub struct Terms {
@@ -76,18 +81,42 @@ impl Server {
         Server::with(engine, content, |backend| backend)
     }
 
+    /// In memory, where every read and write is done at once.
+    pub fn in_memory(engine: Engine, content: &[u8]) -> Server {
+        let file = memfd_create(c"disk", MFdFlags::MFD_ALLOW_SEALING).unwrap();
+        let path = format!("/proc/self/fd/{}", file.as_raw_fd());
+        fs::write(&path, content).unwrap();
+        let mut server = Server::open(engine, path.into(), |backend| backend);
+        server.memory = Some(file);
+        server
+    }
+
+    /// From now on the storage refuses writes.
+    pub fn seal(&self) {
+        let seals = SealFlag::F_SEAL_FUTURE_WRITE | SealFlag::F_SEAL_WRITE;
+        fcntl(self.memory.as_ref().unwrap(), FcntlArg::F_ADD_SEALS(seals)).unwrap();
+    }
+
     pub fn with(engine: Engine, content: &[u8], wrap: impl FnOnce(Backend) -> Backend) -> Server {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("disk");
         fs::write(&path, content).unwrap();
+        let mut server = Server::open(engine, path, wrap);
+        server._dir = Some(dir);
+        server
+    }
+
+    fn open(engine: Engine, path: PathBuf, wrap: impl FnOnce(Backend) -> Backend) -> Server {
+        let run = tempfile::tempdir().unwrap();
         let mut options = OpenOptionsOf::new(&path, false);
-        options.runtime_dir = dir.path().join("run");
+        options.runtime_dir = run.path().to_owned();
         let backend = Arc::new(wrap(Backend::open(&options).unwrap()));
         Server {
             workers: Workers::start(1, engine).unwrap(),
             backend,
             path,
-            _dir: dir,
+            memory: None,
+            _dir: None,
         }
     }
 
