@@ -19,10 +19,10 @@ demo: vm-tools ## four nodes, one device, ext4 and LVM on it, in a VM
 
 ##@ Test it
 
-test: vm-tools lint ## unit tests and the VM tests on one stock kernel
+test: vm-tools lint setup-interop ## unit tests and the VM tests on one stock kernel
 	tests/run $(KERNEL)
 
-test-all: vm-tools lint ## the same on every kernel: 6.1, 6.12 and sid's
+test-all: vm-tools lint setup-interop ## the same on every kernel: 6.1, 6.12 and sid's
 	tests/run 6.1 6.12 sid
 
 test-vm: vm-tools ## only VM tests: KERNEL=6.12 FILTER=part-of-a-name
@@ -36,6 +36,7 @@ lint: setup-lint ## formatting, clippy, shellcheck
 
 test-interop: build setup-interop ## the node server with real NBD clients: FILTER=part-of-a-name
 	tests/interop/run $(FILTER)
+	CLIENTS=trixie tests/interop/run $(FILTER)
 
 bench-export: build setup-bench ## dstd export beside nbdkit, qemu-nbd, nbd-server: BENCH="--quick"
 	cargo run --release --quiet -p dst-bench-export -- $(BENCH)

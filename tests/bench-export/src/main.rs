@@ -150,12 +150,20 @@ fn block(cli: &Cli, files: &Files, round: usize, cells: &[Cell], results: &mut R
     let time = Duration::from_millis(cli.msecs);
     for cell in cells {
         for n in 0..servers.len() {
-            let (setup, server) = &servers[(n + round) % servers.len()];
+            let at = (n + round) % servers.len();
+            let (setup, server) = &mut servers[at];
             match measure(server, cell.job, time, files.dir()) {
                 Ok(run) => results.add(*cell, *setup, run),
                 Err(error) => results.missing(format!("{setup} {cell}: {error:#}")),
             }
         }
+        servers.retain_mut(|(setup, server)| match server.ended() {
+            Some(how) => {
+                results.missing(format!("{setup} {cell} and what follows it: {how}"));
+                false
+            }
+            None => true,
+        });
     }
 }
 

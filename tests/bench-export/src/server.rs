@@ -32,6 +32,7 @@ pub struct Server {
     child: Option<Child>,
     /// Processes while it has no client.
     idle: usize,
+    log: PathBuf,
 }
 
 /// Where a server listens.
@@ -67,12 +68,9 @@ impl Server {
             _ => Self::foreground(command(setup, &address, file, dstd), &log)?,
         };
         server.uri = uri;
+        server.log = log;
         if let Err(error) = server.wait_greeting(&address) {
-            let said = fs::read_to_string(&log).unwrap_or_default();
-            bail!(
-                "{setup} does not serve: {error:#}; it said: {}",
-                said.trim()
-            );
+            bail!("it does not serve: {error:#}; it said: {}", server.said());
         }
         // Its first client is gone when it is as many processes as before: two looks that agree.
         server.idle = cpu::processes(server.pid)?.min({
@@ -85,6 +83,24 @@ impl Server {
     /// CPU seconds used so far, counted when no client is left.
     pub fn cpu_seconds(&self) -> Result<f64> {
         cpu::seconds(self.pid, self.idle)
+    }
+
+    /// None while it runs; else how it ended.
+    pub fn ended(&mut self) -> Option<String> {
+        let how = match &mut self.child {
+            Some(child) => child.try_wait().ok()??.to_string(),
+            None => kill(Pid::from_raw(self.pid as i32), None)
+                .err()?
+                .to_string(),
+        };
+        Some(format!("it ended ({how}); it said: {}", self.said()))
+    }
+
+    /// The end of its log.
+    fn said(&self) -> String {
+        let log = fs::read_to_string(&self.log).unwrap_or_default();
+        let lines: Vec<&str> = log.trim().lines().collect();
+        lines[lines.len().saturating_sub(3)..].join("; ")
     }
 
     fn foreground(mut command: Command, log: &Path) -> Result<Server> {
@@ -102,6 +118,7 @@ impl Server {
             pid: child.id(),
             child: Some(child),
             idle: 1,
+            log: PathBuf::new(),
         })
     }
 
@@ -143,6 +160,7 @@ impl Server {
                     pid,
                     child: None,
                     idle: 1,
+                    log: PathBuf::new(),
                 });
             }
             if Instant::now() > deadline {
@@ -155,11 +173,8 @@ impl Server {
     fn wait_greeting(&mut self, address: &Address) -> Result<()> {
         let deadline = Instant::now() + START;
         loop {
-            if let Some(status) = match &mut self.child {
-                Some(child) => child.try_wait()?,
-                None => None,
-            } {
-                bail!("it ended with {status}");
+            if let Some(how) = self.ended() {
+                bail!(how);
             }
             match greeting(address) {
                 Ok(()) => return Ok(()),

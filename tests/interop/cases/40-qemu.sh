@@ -23,7 +23,7 @@ print([(e["start"], e["length"], e["zero"], e["data"]) for e in json.load(sys.st
 # qemu-img convert to the server and back; sparse both ways.
 # @broken bytes
 # @broken cow
-# @broken some-errors
+# @broken write-errors
 test_convert() {
     sparse_file "$T/from"
     make_file "$T/disk" 64M
@@ -51,7 +51,7 @@ test_compare() {
 # A qcow2 inside the export: written, trimmed and checked by qemu over the server, then read as a local file.
 # @broken forgets
 # @broken bytes
-# @broken some-errors
+# @broken write-errors
 test_qcow2_inside() {
     qemu-img create -q -f qcow2 "$T/disk" 64M
     truncate -s 80M "$T/disk"

@@ -123,13 +123,14 @@ print(f"figure: 10000 connections in {took:.1f} s, {1e6 * (after['cpu'] - before
 PY
 }
 
-# Thirty-two clients ask for 64 MiB each and don't read it: memory stays bounded, no CPU is burnt, others are served;
+# A hundred clients ask for 64 MiB each and don't read it: memory stays bounded, no CPU is burnt, others are served;
 # when they read at last, they get what they asked for.
 # @broken forgets
 # @broken few-clients
 # @timeout 180
 test_slow_readers() {
     lacks nbdkit "1.32 dies of an assertion (raw_send_socket) when they vanish"
+    lacks qemu-nbd "it serves 64 clients here"
     make_file "$T/disk" 64M
     serve disk="$T/disk"
     script "$URI" "$SERVER_PID" "$T/disk" <<'PY'
@@ -139,12 +140,12 @@ from raw import *
 uri, pid, disk = sys.argv[1], int(sys.argv[2]), sys.argv[3]
 before = usage(pid)
 slow = []
-for _ in range(32):
+for _ in range(100):
     s = enter(uri)
     s.sendall(b"".join(request(CMD_READ, n, n * MIB, MIB) for n in range(64)))
     slow.append(s)
 most = wait_for(30, "the server to have read ahead what it will", lambda: rests(pid))
-print(f"figure: 32 slow readers of 64 MiB each: {most - before['rss']:.0f} MiB more memory")
+print(f"figure: 100 slow readers of 64 MiB each: {most - before['rss']:.0f} MiB more memory")
 same(most - before["rss"] < 1152, True, f"{most - before['rss']:.0f} MiB for them is bounded by a gibibyte")
 begin = time.monotonic()
 client = connect(uri)
@@ -153,7 +154,7 @@ for n in range(50):
 client.pwrite(b"x" * 4096, 63 * MIB)
 took = time.monotonic() - begin
 same(took < 10, True, f"another client took {took:.1f} s for 50 reads and a write")
-for s in slow[::8]:
+for s in slow[::25]:
     s.settimeout(30)
     seen = set()
     for _ in range(64):
