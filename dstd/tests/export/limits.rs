@@ -60,14 +60,14 @@ fn stalled_handshakes_end_and_keep_nobody_out_for_ever() {
     let mut bytes = (FIXED_NEWSTYLE | NO_ZEROES).to_be_bytes().to_vec();
     bytes.extend((0..1000).flat_map(|_| nbdpeer::handshake::encode_option(OPT_LIST, b"")));
     let mut sent = 0;
-    for byte in bytes.chunks(1) {
+    for byte in bytes.chunks(1).take(200) {
         if slow.send(byte).is_err() {
             break;
         }
         sent += 1;
         std::thread::sleep(Duration::from_millis(50));
     }
-    assert!(sent < bytes.len(), "the handshake was stretched");
+    assert!(sent < 200, "the handshake was stretched");
 }
 
 #[test]

@@ -84,10 +84,12 @@ impl Request {
     }
 }
 
-/// Lengths of the READs not yet answered (a simple reply doesn't say its own) and the last cookie given out.
+/// Lengths of the READs not yet answered (a simple reply doesn't say its own), replies of which chunks are missing,
+/// and the last cookie given out.
 #[derive(Debug, Default)]
 pub struct Outstanding {
     reads: HashMap<u64, (u64, u64)>,
+    partial: HashMap<u64, Answer>,
     cookie: u64,
 }
 
@@ -178,14 +180,19 @@ impl Peer {
         }
     }
 
-    /// The next whole reply, of whichever request.
+    /// The next reply that is whole, of whichever request; chunks of several may come mixed.
     pub fn answer(&mut self) -> Result<Answer> {
-        let magic = Reader(&self.receive(4)?).u32()?;
-        match magic {
-            proto::SIMPLE_MAGIC => self.simple_answer(),
-            proto::CHUNK_MAGIC if self.mode == Mode::Structured => self.chunked_answer(),
-            proto::CHUNK_MAGIC_EXT if self.mode == Mode::Extended => self.chunked_answer(),
-            other => Err(broken(format!("reply magic {other:#x} in {:?}", self.mode))),
+        loop {
+            let magic = Reader(&self.receive(4)?).u32()?;
+            let whole = match magic {
+                proto::SIMPLE_MAGIC => Some(self.simple_answer()?),
+                proto::CHUNK_MAGIC if self.mode == Mode::Structured => self.chunk()?,
+                proto::CHUNK_MAGIC_EXT if self.mode == Mode::Extended => self.chunk()?,
+                other => return Err(broken(format!("reply magic {other:#x} in {:?}", self.mode))),
+            };
+            if let Some(answer) = whole {
+                return Ok(answer);
+            }
         }
     }
 
@@ -206,38 +213,8 @@ impl Peer {
         })
     }
 
-    /// Chunks up to the one that says DONE; the magic of the first is already read.
-    fn chunked_answer(&mut self) -> Result<Answer> {
-        let mut answer: Option<Answer> = None;
-        loop {
-            if answer.is_some() {
-                let magic = Reader(&self.receive(4)?).u32()?;
-                if magic != proto::CHUNK_MAGIC && magic != proto::CHUNK_MAGIC_EXT {
-                    return Err(broken(format!("chunk magic {magic:#x}")));
-                }
-            }
-            let (flags, kind, cookie, payload) = self.chunk()?;
-            let so_far = answer.get_or_insert_with(|| Answer {
-                cookie,
-                ..Answer::default()
-            });
-            if so_far.cookie != cookie {
-                return Err(broken("chunks of two replies are mixed".to_owned()));
-            }
-            if let Some(chunk) = decode_chunk(kind, &payload)? {
-                if let Chunk::Error(errno, _) = &chunk {
-                    so_far.error = *errno;
-                }
-                so_far.chunks.push(chunk);
-            }
-            if flags & proto::CHUNK_DONE != 0 {
-                let answer = answer.unwrap_or_default();
-                return self.assembled(answer);
-            }
-        }
-    }
-
-    fn chunk(&mut self) -> Result<(u16, u16, u64, Vec<u8>)> {
+    /// One chunk; `Some`: it was the last of its reply.
+    fn chunk(&mut self) -> Result<Option<Answer>> {
         let extended = self.mode == Mode::Extended;
         let bytes = self.receive(if extended { 28 } else { 16 })?;
         let mut header = Reader(&bytes);
@@ -251,7 +228,19 @@ impl Peer {
         if length > CHUNK_MAX {
             return Err(broken(format!("a chunk of {length} bytes")));
         }
-        Ok((flags, kind, cookie, self.receive(length as usize)?))
+        let payload = self.receive(length as usize)?;
+        let chunk = decode_chunk(kind, &payload)?;
+        let answer = self.outstanding.partial.entry(cookie).or_default();
+        answer.cookie = cookie;
+        if let Some(Chunk::Error(errno, _)) = &chunk {
+            answer.error = *errno;
+        }
+        answer.chunks.extend(chunk);
+        if flags & proto::CHUNK_DONE == 0 {
+            return Ok(None);
+        }
+        let answer = self.outstanding.partial.remove(&cookie);
+        self.assembled(answer.unwrap_or_default()).map(Some)
     }
 
     /// Each byte of a READ exactly once, or the server lied.
@@ -259,7 +248,7 @@ impl Peer {
         let Some((offset, length)) = self.outstanding.reads.remove(&answer.cookie) else {
             return Ok(answer);
         };
-        let mut covered = vec![false; length as usize];
+        let mut places = Vec::new();
         answer.data = vec![0; length as usize];
         for chunk in &answer.chunks {
             let (at, size, data) = match chunk {
@@ -267,17 +256,21 @@ impl Peer {
                 Chunk::Hole(at, size) => (*at, *size, None),
                 _ => continue,
             };
-            let inside = at >= offset && at + size <= offset + length && size > 0;
-            let from = (at.wrapping_sub(offset)) as usize;
-            if !inside || covered[from..from + size as usize].contains(&true) {
+            if at < offset || at + size > offset + length || size == 0 {
                 return Err(broken(format!("chunk {at}+{size} of {offset}+{length}")));
             }
-            covered[from..from + size as usize].fill(true);
+            places.push((at, size));
+            let from = (at - offset) as usize;
             if let Some(data) = data {
                 answer.data[from..from + data.len()].copy_from_slice(data);
             }
         }
-        if answer.error == 0 && covered.contains(&false) {
+        places.sort_unstable();
+        if places.windows(2).any(|two| two[0].0 + two[0].1 > two[1].0) {
+            return Err(broken(format!("chunks overlap: {places:?}")));
+        }
+        let covered: u64 = places.iter().map(|(_, size)| size).sum();
+        if answer.error == 0 && covered != length {
             return Err(broken("a successful READ lacks data".to_owned()));
         }
         Ok(answer)
