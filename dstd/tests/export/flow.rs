@@ -228,3 +228,30 @@ fn a_write_cut_off_in_its_payload_is_never_applied() {
         );
     }
 }
+
+#[test]
+fn a_client_that_goes_before_its_answer_comes_leaves_nothing_behind() {
+    let server = server();
+    for mode in Mode::ALL {
+        for request in [
+            Request::new(READ, 0, 4096),
+            Request::new(READ, 0, 1 << 20),
+            Request::new(READ, SIZE, 1),
+            Request::write(0, pattern(0, 4096)),
+            Request::new(FLUSH, 0, 0),
+            Request::new(WRITE, 0, 0),
+        ] {
+            for n in 0..20 {
+                let address = if n % 2 == 0 {
+                    server.address()
+                } else {
+                    server.tcp()
+                };
+                let mut peer = server.link_at(&address, "disk", mode);
+                peer.send(&request.encode(mode)).unwrap();
+                if n % 4 < 2 { drop(peer) } else { peer.reset() }
+            }
+        }
+    }
+    server.wait_connections(0);
+}
