@@ -330,6 +330,11 @@ impl Link {
     }
 
     pub fn sent<R: Ring>(&mut self, core: &mut Core<R>, completion: Completion) {
+        if self.tx.joined {
+            // The kernel tells of a joined send only if it failed or was short. The receive behind it is then dropped,
+            // and of that it doesn't tell (IOSQE_CQE_SKIP_SUCCESS silences the rest of a broken chain).
+            self.rx.received(0, false);
+        }
         let sent = usize::try_from(completion.result).unwrap_or(0);
         self.tx.sent(&mut core.pool, sent);
         if completion.result < 0 {

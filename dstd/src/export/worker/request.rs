@@ -78,6 +78,17 @@ impl Header {
         })
     }
 
+    /// Of a header that isn't all there yet: it can still become one. Else a client that mistakes the mode would be
+    /// waited for in vain.
+    pub fn may_begin(bytes: &[u8], mode: ReplyMode) -> bool {
+        let magic = match mode {
+            ReplyMode::Extended => EXTENDED_REQUEST_MAGIC,
+            _ => REQUEST_MAGIC,
+        };
+        let mut pairs = bytes.iter().zip(magic.to_be_bytes());
+        pairs.all(|(found, right)| *found == right)
+    }
+
     /// How many bytes of data follow it.
     pub fn payload(&self, mode: ReplyMode) -> u64 {
         let follows = match mode {

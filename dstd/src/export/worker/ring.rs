@@ -71,7 +71,7 @@ pub struct Completion {
 pub trait Ring: Sized {
     /// Whether [`Op::Send`] can be made one with the receive that is pushed next (`then`): the receive begins when
     /// the send is complete, and only the receive's completion comes. If the send fails or is short, its own comes
-    /// too, and the receive ends with ECANCELED. It saves a wake-up where a client waits for each reply.
+    /// too, and the receive is gone without a word. It saves a wake-up where a client waits for each reply.
     fn joins(&self) -> bool;
     /// Made by the thread that uses it. Ends a wait whenever the inbox is notified.
     fn open(inbox: &Inbox) -> io::Result<Self>;

@@ -35,6 +35,11 @@ impl Link {
         let head = header_len(self.rules.mode);
         let Some(span) = self.rx.front(head) else {
             let least = head - self.rx.len();
+            let part = self.rx.front(self.rx.len());
+            if part.is_some_and(|part| !Header::may_begin(core.pool.bytes(part), self.rules.mode)) {
+                self.protocol_error("a request doesn't begin with the magic number");
+                return Step::Done;
+            }
             return Step::Receive(Need { least, payload: 0 });
         };
         let Some(header) = Header::decode(core.pool.bytes(span), self.rules.mode) else {
