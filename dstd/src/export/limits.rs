@@ -23,7 +23,7 @@ pub struct Limits {
     pub handshake_timeout: Duration,
     /// For one option to come.
     pub handshake_idle: Duration,
-    /// Bytes of one link's requests; a largest request always fits.
+    /// Bytes of one link's requests, and of all links': see [`super::link::LinkLimits`].
     pub in_flight_per_link: u64,
     pub in_flight: u64,
 }

@@ -129,8 +129,10 @@ impl LinkGate {
 /// What one link may take of the server's memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LinkLimits {
-    /// Bytes of payload, received or read and not yet answered; at least one largest request.
+    /// Bytes of payload, received or read and not yet answered.
     pub in_flight: usize,
+    /// The same for all links together: when they are many, each gets an even share of it.
+    pub of_all: usize,
 }
 
 /// All that a worker needs to serve a link.

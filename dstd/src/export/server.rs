@@ -184,11 +184,6 @@ impl Server {
     /// Serves it, or closes it at once where there is no room.
     pub fn newcomer(self: &Arc<Self>, socket: Arc<OwnedFd>, peer: Peer) {
         let limits = &self.state().config.limits;
-        let memory = self.plane.memory() as u64;
-        if memory >= limits.in_flight {
-            let full = format!("{memory} bytes of requests are in flight (limits: in_flight)");
-            return self.refuse(&peer, &full);
-        }
         match self.admission.admit(&peer, limits) {
             Ok(ticket) => {
                 let server = self.clone();
@@ -230,9 +225,7 @@ impl Server {
             export = name,
             "{peer} is connected to export `{name}`, to {may}"
         );
-        let limits = LinkLimits {
-            in_flight: self.in_flight(&open),
-        };
+        let limits = self.link_limits();
         let backend = open.backend.clone();
         drop((export.open, open));
         self.plane.serve(Transmission {
@@ -286,13 +279,13 @@ impl Server {
         }
     }
 
-    /// An even share where many links are open; but a largest request must fit, else it could never be served.
-    fn in_flight(&self, open: &Open) -> usize {
+    fn link_limits(&self) -> LinkLimits {
         let limits = &self.state().config.limits;
-        let share = limits.in_flight / (self.admission.connections() as u64).max(1);
-        let most = u64::from(open.backend.traits().max_payload);
-        let bytes = limits.in_flight_per_link.min(share).max(most);
-        usize::try_from(bytes).unwrap_or(usize::MAX)
+        let bytes = |bytes| usize::try_from(bytes).unwrap_or(usize::MAX);
+        LinkLimits {
+            in_flight: bytes(limits.in_flight_per_link),
+            of_all: bytes(limits.in_flight),
+        }
     }
 
     /// No newcomers; what clients sent is answered, for as long as `drain_timeout` lets them; then they are cut.

@@ -180,7 +180,10 @@ async fn a_link_is_counted_until_its_worker_says_that_it_ended() {
     let running = Running::new(TWO);
     let (client, link) = running.link("b").await;
     assert_eq!(link.export.traits().size, size_of(1));
-    assert_eq!(link.limits.in_flight, 64 << 20);
+    assert_eq!(
+        (link.limits.in_flight, link.limits.of_all),
+        (64 << 20, 1 << 30)
+    );
     drop(client);
     assert_eq!(running.server.connections(), 1);
     end(link, End::Disconnected);

@@ -5,6 +5,7 @@
 
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use nix::errno::Errno;
 use slab::Slab;
@@ -135,10 +136,12 @@ pub struct Core<R> {
     spare: Vec<Vec<Piece>>,
     jobs: Jobs,
     inbox: Arc<Inbox>,
+    /// Of all workers.
+    links: Arc<AtomicUsize>,
 }
 
 impl<R: Ring> Core<R> {
-    pub fn new(ring: R, jobs: Jobs, inbox: Arc<Inbox>) -> Self {
+    pub fn new(ring: R, jobs: Jobs, inbox: Arc<Inbox>, links: Arc<AtomicUsize>) -> Self {
         Core {
             ring,
             pool: Pool::default(),
@@ -149,7 +152,13 @@ impl<R: Ring> Core<R> {
             spare: Vec::new(),
             jobs,
             inbox,
+            links,
         }
+    }
+
+    /// How many links all workers have.
+    pub fn all_links(&self) -> usize {
+        self.links.load(Ordering::Relaxed)
     }
 
     pub fn join_export(&mut self, backend: &Arc<Backend>) -> usize {

@@ -9,7 +9,6 @@ use super::pool::{LARGE_DATA, Size, Span};
 use super::reply::{To, refusal_of};
 use super::request::Refusal;
 use super::ring::Ring;
-use crate::export::link::ReplyMode;
 
 /// Parts of a long write end at a multiple of this in the export, so that no page is written in two halves.
 const PAGE: u64 = 4096;
@@ -41,6 +40,8 @@ pub struct Big {
     pub request: usize,
     pub at: u64,
     pub end: u64,
+    /// Its reply leaves in one piece.
+    pub whole: bool,
 }
 
 impl Link {
@@ -116,8 +117,7 @@ impl Link {
         }
     }
 
-    pub fn begin_big<R: Ring>(&mut self, core: &mut Core<R>, to: To, length: u64, whole: bool) {
-        let chunks = to.mode != ReplyMode::Simple && !whole;
+    pub fn begin_big<R: Ring>(&mut self, core: &mut Core<R>, to: To, length: u64, chunks: bool) {
         let answer = if chunks { Answer::Chunks } else { Answer::Data };
         let request = self.pending(core, to, answer);
         let pieces = core.spare_pieces();
@@ -127,6 +127,7 @@ impl Link {
             request,
             at: to.offset,
             end: to.offset + length,
+            whole: !chunks,
         });
     }
 

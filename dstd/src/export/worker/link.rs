@@ -12,14 +12,14 @@ use tracing::debug;
 
 use super::core::{Core, Kind, token};
 use super::large::{Big, Drain, Stream};
-use super::pool::{BlockId, Size, Span};
+use super::pool::{BlockId, LARGE_DATA, Size, Span};
 use super::reply::{self, SHORT_REPLY, To};
 use super::request::{Refusal, Rules};
 use super::ring::{Completion, Op, Ring, SPANS, Target, raw};
 use super::rx::Rx;
 use super::tx::Tx;
 use crate::export::backend::Backend;
-use crate::export::link::{End, LinkGate, Transmission};
+use crate::export::link::{End, LinkGate, LinkLimits, Transmission};
 
 /// Operations of one link on the job threads at a time.
 pub const JOBS: usize = 16;
@@ -27,6 +27,8 @@ pub const JOBS: usize = 16;
 const PENDING: usize = 1024;
 /// What a request under way counts for beside its data.
 pub const OVERHEAD: usize = 256;
+/// What a link may always hold, or it could not go on: a block that is received and one that is written.
+const LEAST: usize = 2 * LARGE_DATA;
 /// What one link is served at once before the others have their turn.
 const TURN_REQUESTS: usize = 64;
 const TURN_BYTES: usize = 512 << 10;
@@ -85,7 +87,7 @@ pub struct Link {
     pub allocation: Option<u32>,
     pub export: usize,
     target: Target,
-    limit: usize,
+    limits: LinkLimits,
     pub rx: Rx,
     pub tx: Tx,
     pub state: State,
@@ -136,7 +138,6 @@ impl Link {
         };
         let traits = *transmission.export.traits();
         let export = core.join_export(&transmission.export);
-        let largest = traits.max_payload as usize + (1 << 20);
         Ok(Link {
             id,
             rules: Rules {
@@ -149,8 +150,7 @@ impl Link {
                 block_status: transmission.allocation.is_some(),
             },
             allocation: transmission.allocation,
-            // A limit below one request would stop the link for ever.
-            limit: transmission.limits.in_flight.max(largest),
+            limits: transmission.limits,
             socket: transmission.socket,
             backend: transmission.export,
             gate: transmission.gate,
@@ -176,12 +176,21 @@ impl Link {
         self.tx.bytes + self.cost + self.left
     }
 
-    pub fn has_room_for(&self, bytes: usize) -> bool {
-        self.used() == 0 || self.used() + bytes <= self.limit
+    fn limit<R: Ring>(&self, core: &Core<R>) -> usize {
+        let share = self.limits.of_all / core.all_links().max(1);
+        self.limits.in_flight.min(share).max(LEAST)
     }
 
-    fn is_full(&self) -> bool {
-        self.used() >= self.limit || self.pending >= PENDING || self.jobs >= JOBS
+    /// One request always has room, of whatever length.
+    pub fn has_room_for<R: Ring>(&self, core: &Core<R>, bytes: usize) -> bool {
+        self.used() == 0 || self.used() + bytes <= self.limit(core)
+    }
+
+    fn is_full<R: Ring>(&self, core: &Core<R>) -> bool {
+        // A reply that can't leave in parts frees nothing before it is whole.
+        let whole = matches!(self.state, State::Big(Big { whole: true, .. }));
+        let full = self.used() >= self.limit(core) && !whole;
+        full || self.pending >= PENDING || self.jobs >= JOBS
     }
 
     pub fn may_write(&mut self) -> bool {
@@ -212,7 +221,7 @@ impl Link {
                 self.close(End::Cut);
                 return Turn::Idle;
             }
-            if self.is_full() {
+            if self.is_full(core) {
                 return Turn::Idle;
             }
             if budget.requests >= TURN_REQUESTS || budget.bytes >= TURN_BYTES {

@@ -87,6 +87,7 @@ impl Workers {
 
     fn start_with(count: usize, engine: Engine) -> io::Result<Workers> {
         let jobs = Jobs::default();
+        let links = Arc::default();
         let mut workers = Workers {
             engine,
             workers: Vec::new(),
@@ -94,7 +95,7 @@ impl Workers {
         };
         for index in 0..count {
             let inbox = Arc::new(Inbox::new()?);
-            let gauges = Arc::new(Gauges::default());
+            let gauges = Arc::new(Gauges::new(&links));
             let (opened, result) = channel();
             let (jobs, to, seen) = (jobs.clone(), Arc::clone(&inbox), Arc::clone(&gauges));
             let thread = std::thread::Builder::new()
@@ -124,10 +125,10 @@ impl Workers {
     pub fn serve(&self, transmission: Transmission) {
         let load = |worker: &&Handle| worker.gauges.links.load(Ordering::SeqCst);
         if let Some(worker) = self.workers.iter().min_by_key(load) {
-            worker.gauges.links.fetch_add(1, Ordering::SeqCst);
+            worker.gauges.link_came();
             let told = worker.inbox.tell(Message::Serve(Box::new(transmission)));
             if let Err(Message::Serve(transmission)) = told {
-                worker.gauges.links.fetch_sub(1, Ordering::SeqCst);
+                worker.gauges.link_went();
                 run::refuse(*transmission);
             }
         }

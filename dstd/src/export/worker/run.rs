@@ -22,12 +22,33 @@ use crate::export::link::{End, Transmission};
 #[derive(Debug, Default)]
 pub struct Gauges {
     pub links: AtomicUsize,
+    /// Of all workers.
+    all_links: Arc<AtomicUsize>,
     /// Bytes of blocks in use.
     pub memory: AtomicUsize,
     /// Times round the loop.
     pub rounds: AtomicUsize,
     /// Flushes that were begun.
     pub flushes: AtomicUsize,
+}
+
+impl Gauges {
+    pub fn new(all_links: &Arc<AtomicUsize>) -> Self {
+        Gauges {
+            all_links: Arc::clone(all_links),
+            ..Gauges::default()
+        }
+    }
+
+    pub fn link_came(&self) {
+        self.links.fetch_add(1, Ordering::SeqCst);
+        self.all_links.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub fn link_went(&self) {
+        self.links.fetch_sub(1, Ordering::SeqCst);
+        self.all_links.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 pub struct Worker<R> {
@@ -52,8 +73,9 @@ impl<R> std::fmt::Debug for Worker<R> {
 
 impl<R: Ring> Worker<R> {
     pub fn new(ring: R, jobs: Jobs, inbox: Arc<Inbox>, gauges: Arc<Gauges>) -> Self {
+        let links = Arc::clone(&gauges.all_links);
         Worker {
-            core: Core::new(ring, jobs, Arc::clone(&inbox)),
+            core: Core::new(ring, jobs, Arc::clone(&inbox), links),
             links: Slab::new(),
             ready: VecDeque::new(),
             touched: Vec::new(),
@@ -119,7 +141,7 @@ impl<R: Ring> Worker<R> {
     }
 
     fn refuse(&self, transmission: Transmission) {
-        self.gauges.links.fetch_sub(1, Ordering::SeqCst);
+        self.gauges.link_went();
         refuse(transmission);
     }
 
@@ -162,7 +184,7 @@ impl<R: Ring> Worker<R> {
                 self.ready.retain(|other| *other != id);
                 let link = self.links.remove(id);
                 link.end(&mut self.core);
-                self.gauges.links.fetch_sub(1, Ordering::SeqCst);
+                self.gauges.link_went();
             }
         }
     }

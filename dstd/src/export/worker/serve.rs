@@ -14,7 +14,7 @@ use super::reply::{self, To, refusal_of};
 use super::request::{Command, EPERM, Header, Refusal, Request, Verdict, header_len};
 use super::ring::Ring;
 use crate::export::backend::SlowOp;
-use crate::export::link::End;
+use crate::export::link::{End, ReplyMode};
 
 /// A payload that lacks at most this much is waited for in its block; of a larger one the parts are written as
 /// they come.
@@ -127,12 +127,13 @@ impl Link {
     ) -> Step {
         // The rules bound it by max_payload.
         let len = request.length as usize;
-        if !self.has_room_for(len) {
+        let chunks = to.mode != ReplyMode::Simple && !whole;
+        if !self.has_room_for(core, if chunks { len.min(LARGE_DATA) } else { len }) {
             return Step::Wait;
         }
         self.rx.consume(header_len(self.rules.mode));
         if len > LARGE_DATA {
-            self.begin_big(core, to, request.length, whole);
+            self.begin_big(core, to, request.length, chunks);
             return Step::Done;
         }
         budget.bytes += len;

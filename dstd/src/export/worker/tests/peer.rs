@@ -144,6 +144,7 @@ impl Server {
             read_only: terms.read_only,
             limits: LinkLimits {
                 in_flight: terms.in_flight,
+                of_all: 1 << 30,
             },
             gate: Arc::clone(&gate),
         });
