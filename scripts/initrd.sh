@@ -8,7 +8,7 @@ here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 source "$here/lib.sh"
 
 DRIVERS=(virtio_pci virtio_blk ext4)
-APPLETS=(sh mount umount mkdir cat grep insmod poweroff reboot sleep usleep switch_root)
+APPLETS=(sh mount umount mkdir cat cp dd rm sync sha256sum grep insmod poweroff reboot sleep usleep switch_root)
 
 make_initrd() {
     local out=$1 kernel=$2 rel tree applet ko

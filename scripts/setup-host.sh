@@ -42,7 +42,8 @@ setup_bench() {
 }
 
 setup_interop() {
-    need "to test dstd export with real clients" fio libnbd-bin nbdkit nbd-server procps python3 python3-libnbd qemu-utils
+    need "to test dstd export with real clients" fio libnbd-bin nbdkit nbd-server procps python3 python3-libnbd \
+        qemu-utils qemu-system-x86 e2fsprogs busybox-static cpio kmod xz-utils zstd
 }
 
 # The linters of the toolchain in use: rustup brings its own, Debian's are packages.

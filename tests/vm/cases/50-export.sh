@@ -234,3 +234,56 @@ test_killed_and_restarted() {
     done
     assert_ok cmp "$T/data" "$(node_image alpha)"
 }
+
+# stall_server: alpha serves a disk whose reads we can stop. What lies in the page cache goes on; a write to a part of
+# a page that doesn't waits in the server for the disk, until the disk is resumed.
+STALLED=$((8 * 1024 * 1024))
+WARM=$((2 * 1024 * 1024))
+stall_server() {
+    local disk
+    disk=$(scratch 1)
+    dm_disk disk "0 65536 delay $disk 0 20 $disk 0 20"
+    start_export alpha alpha=/dev/mapper/disk
+    assert_ok member 0 1 write "$WARM" 65536 1 disconnect
+    defer "dmsetup resume disk"
+    assert_ok dmsetup suspend --noflush --nolockfs disk
+}
+
+# member SLOT GENERATION COMMAND...: a link of client c1ie's session.
+member() { dst-nbd --client c1 --nonce "${NONCE:-1}" --slot "$1" --generation "$2" "$(node_uri alpha)" -- "${@:3}"; }
+
+# A link with a stalled write is cut: its fence is silent while the write can still happen, the session's other link
+# goes on, and after the fence the old bytes never come back.
+test_fence_of_a_stalled_write() {
+    stall_server
+    member 0 2 send-write "$STALLED" 512 17 hold 600 >"$T/old" &
+    wait_until 30 "the stalled write" grep -q "^holding" "$T/old"
+    member 1 2 fence 0 2 >"$T/fence" &
+    local fence=$! n
+    for n in 1 2 3 4 5; do
+        assert_ok member 1 $((2 + n)) write "$WARM" 4096 "$n" read "$WARM" 4096
+        assert_contains "$OUT" "0$n*4096" "what the other link reads"
+    done
+    kill -0 "$fence" || fail "the fence ended while the write was stalled: $(<"$T/fence")"
+    assert_eq "$(<"$T/fence")" "" "what the fence said meanwhile"
+    assert_ok dmsetup resume disk
+    wait_until 60 "the fence" grep -q "^fenced 0 2" "$T/fence"
+    assert_ok member 0 9 write "$STALLED" 512 34 read "$STALLED" 512 flush disconnect
+    stop_node alpha
+    assert_eq "$(od -An -v -tu1 -w1 -j "$STALLED" -N 512 /dev/mapper/disk | sort -u | tr -d ' ')" 34 "bytes on the disk"
+}
+
+# The client comes back as a new session while a write of its old one is stalled: it gets in when that has ended.
+test_take_over_waits_for_a_stalled_write() {
+    stall_server
+    member 0 2 send-write "$STALLED" 512 17 reset >"$T/old"
+    assert_contains "$(<"$T/old")" "sent" "the old session"
+    NONCE=2 member 0 1 write "$STALLED" 512 34 flush disconnect >"$T/new" &
+    # somebody else is served meanwhile
+    assert_ok dst-nbd "$(node_uri alpha)" -- read "$WARM" 4096 info
+    assert_not_contains "$(<"$T/new")" "go " "the new session while the old write is stalled"
+    assert_ok dmsetup resume disk
+    wait_until 60 "the new session" grep -q "^disconnected" "$T/new"
+    stop_node alpha
+    assert_eq "$(od -An -v -tu1 -w1 -j "$STALLED" -N 512 /dev/mapper/disk | sort -u | tr -d ' ')" 34 "bytes on the disk"
+}
