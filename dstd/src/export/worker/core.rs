@@ -138,6 +138,8 @@ pub struct Core<R> {
     inbox: Arc<Inbox>,
     /// Of all workers.
     links: Arc<AtomicUsize>,
+    /// Requests begun in this round.
+    pub served: usize,
 }
 
 impl<R: Ring> Core<R> {
@@ -153,6 +155,7 @@ impl<R: Ring> Core<R> {
             jobs,
             inbox,
             links,
+            served: 0,
         }
     }
 
@@ -202,9 +205,9 @@ impl<R: Ring> Core<R> {
     }
 
     /// Starts a flight, on the ring where that can do it; true: on a job thread.
-    pub fn launch(&mut self, flight: Flight) -> bool {
+    pub fn launch(&mut self, flight: Flight, apart: bool) -> bool {
         let index = self.flights.insert(flight);
-        self.relaunch(index, !self.ring.does_files())
+        self.relaunch(index, apart || !self.ring.does_files())
     }
 
     pub fn relaunch(&mut self, index: usize, must_be_job: bool) -> bool {

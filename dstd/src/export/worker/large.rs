@@ -17,6 +17,9 @@ const PAGE: u64 = 4096;
 /// of it is left when its end is aligned.
 const LEAST_PART: usize = 32 << 10;
 
+/// A part of at least this is worth another thread where the client has to wait for this one.
+const APART: usize = 192 << 10;
+
 /// A WRITE whose payload is written as it comes.
 #[derive(Debug, Clone, Copy)]
 pub struct Stream {
@@ -110,9 +113,14 @@ impl Link {
         if core.requests[stream.request].error.is_some() {
             return;
         }
+        // While this thread copied it, nothing would be received, and a client that can't send ahead would wait.
+        let apart = self.narrow && part >= APART;
+        if apart {
+            return self.write_span(core, stream.request, span, stream.at, true);
+        }
         match self.backend.try_write(core.pool.bytes(span), stream.at) {
             Ok(Some(())) => {}
-            Ok(None) => self.write_span(core, stream.request, span, stream.at),
+            Ok(None) => self.write_span(core, stream.request, span, stream.at, false),
             Err(error) => core.requests[stream.request].error = Some(refusal_of(&error)),
         }
     }

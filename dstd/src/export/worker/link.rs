@@ -3,7 +3,7 @@
 //! Owns the receive block, the output, and what of the stream was understood. Turned by the worker's loop; `serve`
 //! starts requests, `large` the long ones, `finish` answers. Never starts a request after the gate was cut.
 
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
 
 use nix::errno::Errno;
@@ -29,12 +29,17 @@ const PENDING: usize = 1024;
 pub const OVERHEAD: usize = 256;
 /// What a link may always hold, or it could not go on: a block that is received and one that is written.
 const LEAST: usize = 2 * LARGE_DATA;
+/// Data that was read and that the socket doesn't take yet. To read more of it ahead gains nothing and costs memory, and
+/// it leaves the processor's cache before it is sent.
+const UNSENT: usize = 2 * LARGE_DATA;
 /// What one link is served at once before the others have their turn.
 const TURN_REQUESTS: usize = 64;
 const TURN_BYTES: usize = 512 << 10;
 /// A send of at most this much is made one with the receive after it; a longer one may wait for the client to read,
 /// and requests shouldn't have to.
 const JOINED: usize = 64 << 10;
+/// Bytes that the kernel may hold for a client on a Unix socket.
+const UNIX_BUFFER: usize = 512 << 10;
 /// From here on the rest of a payload is received in one piece.
 const IN_ONE: usize = 32 << 10;
 
@@ -80,13 +85,15 @@ pub struct Budget {
 
 pub struct Link {
     pub id: usize,
-    socket: Arc<std::os::fd::OwnedFd>,
+    socket: Arc<OwnedFd>,
     pub backend: Arc<Backend>,
     pub gate: Arc<LinkGate>,
     pub rules: Rules,
     pub allocation: Option<u32>,
     pub export: usize,
     target: Target,
+    /// The client can't send far ahead, see [`tune`].
+    pub narrow: bool,
     limits: LinkLimits,
     pub rx: Rx,
     pub tx: Tx,
@@ -127,8 +134,7 @@ impl Link {
         core: &mut Core<R>,
     ) -> Result<Link, Box<Transmission>> {
         let fd = raw(&transmission.socket);
-        // Replies leave as they are gathered; on a Unix socket it fails and doesn't matter.
-        let _ = setsockopt(&transmission.socket, sockopt::TcpNoDelay, &true);
+        let narrow = !tune(&transmission.socket);
         let target = match core.ring.add(fd, id as u32) {
             Ok(target) => target,
             Err(error) => {
@@ -156,6 +162,7 @@ impl Link {
             gate: transmission.gate,
             export,
             target,
+            narrow,
             rx: Rx::default(),
             tx: Tx::default(),
             state: State::Requests,
@@ -189,7 +196,7 @@ impl Link {
     fn is_full<R: Ring>(&self, core: &Core<R>) -> bool {
         // A reply that can't leave in parts frees nothing before it is whole.
         let whole = matches!(self.state, State::Big(Big { whole: true, .. }));
-        let full = self.used() >= self.limit(core) && !whole;
+        let full = (self.used() >= self.limit(core) || self.tx.bytes >= UNSENT) && !whole;
         full || self.pending >= PENDING || self.jobs >= JOBS
     }
 
@@ -275,6 +282,14 @@ impl Link {
             && self.pending == 0
             && !self.tx.is_sending()
             && self.tx.is_empty()
+    }
+
+    /// Starts the send alone, before [`Link::settle`] does the rest.
+    pub fn send_now<R: Ring>(&mut self, core: &mut Core<R>) {
+        let may = self.closed.is_none() && !self.tx.dead;
+        if may && !self.tx.is_sending() && !self.tx.is_empty() {
+            self.send(core, false);
+        }
     }
 
     fn send<R: Ring>(&mut self, core: &mut Core<R>, receive_follows: bool) {
@@ -387,6 +402,18 @@ impl Link {
         drop(self.backend);
         self.gate.end(self.closed.unwrap_or(End::Lost));
     }
+}
+
+/// Replies leave as they are gathered. False: it is a Unix socket. Their buffers don't grow by themselves as TCP's do: ours
+/// gets one that a long reply fits, the client's lets it send but little ahead of what is received.
+fn tune(socket: &OwnedFd) -> bool {
+    if setsockopt(socket, sockopt::TcpNoDelay, &true).is_ok() {
+        return true;
+    }
+    // Beyond the system's limit with privilege, else up to it.
+    let _ = setsockopt(socket, sockopt::SndBufForce, &UNIX_BUFFER)
+        .or_else(|_| setsockopt(socket, sockopt::SndBuf, &UNIX_BUFFER));
+    false
 }
 
 /// Fills an array of spans; never used.

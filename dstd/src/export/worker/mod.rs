@@ -8,6 +8,7 @@ mod finish;
 mod jobs;
 mod large;
 mod link;
+mod pace;
 mod plain;
 mod pool;
 mod reply;
@@ -32,6 +33,7 @@ use tracing::{error, info};
 
 use super::link::Transmission;
 use jobs::Jobs;
+use pace::{Pace, Way};
 use plain::Plain;
 use ring::{Inbox, Message, Ring};
 use run::{Gauges, Worker};
@@ -75,7 +77,12 @@ pub struct Workers {
 
 impl Workers {
     pub fn start(count: usize, engine: Engine) -> io::Result<Workers> {
-        let start = |engine| Workers::start_with(count.max(1), engine);
+        Workers::start_paced(count, engine, None)
+    }
+
+    /// With a fixed way to wait, for tests.
+    fn start_paced(count: usize, engine: Engine, way: Option<Way>) -> io::Result<Workers> {
+        let start = |engine| Workers::start_with(count.max(1), engine, way);
         match engine {
             Engine::Auto => start(Engine::Uring).or_else(|error| {
                 info!("io_uring can't be used ({error}); the workers use epoll and threads");
@@ -85,7 +92,7 @@ impl Workers {
         }
     }
 
-    fn start_with(count: usize, engine: Engine) -> io::Result<Workers> {
+    fn start_with(count: usize, engine: Engine, way: Option<Way>) -> io::Result<Workers> {
         let jobs = Jobs::default();
         let links = Arc::default();
         let mut workers = Workers {
@@ -98,11 +105,12 @@ impl Workers {
             let gauges = Arc::new(Gauges::new(&links));
             let (opened, result) = channel();
             let (jobs, to, seen) = (jobs.clone(), Arc::clone(&inbox), Arc::clone(&gauges));
+            let pace = Pace::new(way);
             let thread = std::thread::Builder::new()
                 .name(format!("dst-export-{index}"))
                 .spawn(move || match engine {
-                    Engine::Plain => serve::<Plain>(jobs, to, seen, &opened),
-                    _ => serve::<Uring>(jobs, to, seen, &opened),
+                    Engine::Plain => serve::<Plain>(jobs, to, seen, pace, &opened),
+                    _ => serve::<Uring>(jobs, to, seen, pace, &opened),
                 })?;
             workers.lock().push(thread);
             workers.workers.push(Handle { inbox, gauges });
@@ -196,6 +204,7 @@ fn serve<R: Ring>(
     jobs: Jobs,
     inbox: Arc<Inbox>,
     gauges: Arc<Gauges>,
+    pace: Pace,
     opened: &Sender<io::Result<()>>,
 ) {
     let _abort = AbortOnPanic;
@@ -208,7 +217,7 @@ fn serve<R: Ring>(
     };
     slice::shorten();
     let _ = opened.send(Ok(()));
-    if let Err(failure) = Worker::new(ring, jobs, inbox, gauges).run() {
+    if let Err(failure) = Worker::new(ring, jobs, inbox, gauges, pace).run() {
         error!("a worker's engine failed, the server ends at once: {failure}");
         std::process::abort();
     }

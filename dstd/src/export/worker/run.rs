@@ -7,6 +7,7 @@ use std::collections::VecDeque;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Instant;
 
 use nix::errno::Errno;
 use slab::Slab;
@@ -14,6 +15,7 @@ use slab::Slab;
 use super::core::{Core, Flight, Kind, job_outcome, outcome, parse};
 use super::jobs::{Done, Jobs};
 use super::link::{Link, Turn};
+use super::pace::{NAP, Pace, SPIN, Way};
 use super::reply::refusal_of;
 use super::ring::{Completion, Inbox, Message, Ring};
 use crate::export::link::{End, Transmission};
@@ -60,6 +62,12 @@ pub struct Worker<R> {
     touched: Vec<usize>,
     inbox: Arc<Inbox>,
     gauges: Arc<Gauges>,
+    pace: Pace,
+    /// What the pace's times count from.
+    began: Instant,
+    /// Looked for something in vain: now it blocks.
+    spun: bool,
+    napped: bool,
     stopping: bool,
 }
 
@@ -72,7 +80,7 @@ impl<R> std::fmt::Debug for Worker<R> {
 }
 
 impl<R: Ring> Worker<R> {
-    pub fn new(ring: R, jobs: Jobs, inbox: Arc<Inbox>, gauges: Arc<Gauges>) -> Self {
+    pub fn new(ring: R, jobs: Jobs, inbox: Arc<Inbox>, gauges: Arc<Gauges>, pace: Pace) -> Self {
         let links = Arc::clone(&gauges.all_links);
         Worker {
             core: Core::new(ring, jobs, Arc::clone(&inbox), links),
@@ -81,6 +89,10 @@ impl<R: Ring> Worker<R> {
             touched: Vec::new(),
             inbox,
             gauges,
+            pace,
+            began: Instant::now(),
+            spun: false,
+            napped: false,
             stopping: false,
         }
     }
@@ -89,9 +101,7 @@ impl<R: Ring> Worker<R> {
     pub fn run(mut self) -> io::Result<()> {
         let (mut completions, mut done, mut messages) = (Vec::new(), Vec::new(), Vec::new());
         while !self.stopping || !self.links.is_empty() {
-            let block = self.ready.is_empty();
-            let Core { ring, pool, .. } = &mut self.core;
-            ring.wait(pool, block, &mut completions)?;
+            self.wait(&mut completions)?;
             if self.inbox.take(&mut messages, &mut done) {
                 messages.drain(..).for_each(|message| self.told(message));
                 done.drain(..).for_each(|done| self.job_done(done));
@@ -102,6 +112,14 @@ impl<R: Ring> Worker<R> {
             }
             let begun = self.core.start_syncs();
             self.gauges.flushes.fetch_add(begun, Ordering::Relaxed);
+            let served = std::mem::take(&mut self.core.served);
+            if served > 0 {
+                let now = self.began.elapsed();
+                self.pace.round(now, served, self.links.len());
+                if self.pace.way() == Way::Nap && self.ready.is_empty() {
+                    self.nap(&mut completions)?;
+                }
+            }
             self.settle();
             let memory = self.core.pool.in_use();
             self.gauges.rounds.fetch_add(1, Ordering::Relaxed);
@@ -111,6 +129,38 @@ impl<R: Ring> Worker<R> {
         for message in self.inbox.close() {
             self.told(message);
         }
+        Ok(())
+    }
+
+    /// Returns without a completion, too: something may be in the inbox, whose notice no second wait would see.
+    fn wait(&mut self, completions: &mut Vec<Completion>) -> io::Result<()> {
+        let napped = std::mem::take(&mut self.napped);
+        let block = self.ready.is_empty() && completions.is_empty() && !napped;
+        let Core { ring, pool, .. } = &mut self.core;
+        let spun = std::mem::take(&mut self.spun);
+        if !block || spun || self.pace.way() != Way::Spin {
+            return ring.wait(pool, block, completions);
+        }
+        let began = Instant::now();
+        while completions.is_empty() && began.elapsed() < SPIN {
+            ring.wait(pool, false, completions)?;
+        }
+        self.spun = completions.is_empty();
+        Ok(())
+    }
+
+    /// What was answered leaves, what comes meanwhile is received together.
+    fn nap(&mut self, completions: &mut Vec<Completion>) -> io::Result<()> {
+        for id in &self.touched {
+            if let Some(link) = self.links.get_mut(*id) {
+                link.send_now(&mut self.core);
+            }
+        }
+        let Core { ring, pool, .. } = &mut self.core;
+        // It may see the inbox's notice, so the next wait may not block.
+        ring.wait(pool, false, completions)?;
+        self.napped = true;
+        std::thread::sleep(NAP);
         Ok(())
     }
 

@@ -47,6 +47,7 @@ impl Link {
             return Step::Done;
         };
         budget.requests += 1;
+        core.served += 1;
         match self.rules.judge(&header) {
             Verdict::Disconnect => self.close(End::Disconnected),
             Verdict::Fatal(what) => self.protocol_error(what),
@@ -197,7 +198,7 @@ impl Link {
             piece: pending.pieces.len() - 1,
             job: false,
         };
-        self.jobs += usize::from(core.launch(flight));
+        self.jobs += usize::from(core.launch(flight, false));
     }
 
     fn write<R: Ring>(
@@ -235,20 +236,21 @@ impl Link {
             Ok(None) => {
                 let pending = self.pending(core, to, Answer::Plain);
                 core.requests[pending].fua = request.fua;
-                self.write_span(core, pending, payload, to.offset);
+                self.write_span(core, pending, payload, to.offset, false);
             }
             Err(error) => self.reply_error(core, to, refusal_of(&error)),
         }
         Step::Done
     }
 
-    /// Writes straight from the receive block, which is held until that is done.
+    /// Writes straight from the receive block, which is held until that is done; `apart`: on another thread.
     pub fn write_span<R: Ring>(
         &mut self,
         core: &mut Core<R>,
         request: usize,
         span: Span,
         offset: u64,
+        apart: bool,
     ) {
         core.pool.hold(span.block);
         core.requests[request].outstanding += 1;
@@ -262,7 +264,7 @@ impl Link {
             piece: 0,
             job: false,
         };
-        self.jobs += usize::from(core.launch(flight));
+        self.jobs += usize::from(core.launch(flight, apart));
     }
 
     fn begin_stream<R: Ring>(&mut self, core: &mut Core<R>, to: To, request: Request) {

@@ -1,6 +1,6 @@
-//! How long a worker thread runs before the scheduler looks at others.
+//! How long a worker thread runs before the scheduler looks at others, and how exactly it sleeps.
 //!
-//! Owns one scheduler setting of the calling thread. Called once by each worker at its start.
+//! Owns two scheduler settings of the calling thread. Called once by each worker at its start.
 //! Never raises a priority: a shorter slice only means being chosen sooner and interrupted sooner.
 #![allow(unsafe_code)] // No library wraps sched_setattr.
 
@@ -25,8 +25,10 @@ struct Attributes {
     period: u64,
 }
 
-/// Kernels before 6.12 ignore it, and a refusal changes nothing but latency.
+/// Kernels before 6.12 ignore the slice, and a refusal changes nothing but latency.
 pub fn shorten() {
+    // The usual slack is longer than the naps are.
+    let _ = nix::sys::prctl::set_timerslack(1);
     let size = size_of::<Attributes>() as u32;
     let mut attributes = Attributes::default();
     // SAFETY: both calls are about this thread and get a structure of the size that they are told.

@@ -1,5 +1,6 @@
 //! The harness: a server of one file and a client that speaks raw bytes.
 
+use std::cell::Cell;
 use std::collections::HashMap;
 use std::fs;
 use std::io::{Read, Write};
@@ -13,6 +14,7 @@ use std::time::Duration;
 use nix::fcntl::{FcntlArg, SealFlag, fcntl};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 
+use super::super::pace::Way;
 use super::super::request::{CMD_DISC, CMD_READ, CMD_WRITE, FLAG_PAYLOAD_LEN};
 use super::super::request::{EXTENDED_REQUEST_MAGIC, SEND_CACHE, SEND_DF, SEND_FAST_ZERO};
 use super::super::{Engine, Workers, reply};
@@ -69,6 +71,11 @@ impl Terms {
     }
 }
 
+thread_local! {
+    /// How the workers of this thread's servers wait; `None`: as they find best.
+    pub static WAY: Cell<Option<Way>> = const { Cell::new(None) };
+}
+
 /// Bytes that differ at every place.
 pub fn pattern(len: usize, seed: u64) -> Vec<u8> {
     (0..len as u64)
@@ -112,7 +119,7 @@ impl Server {
         options.runtime_dir = run.path().to_owned();
         let backend = Arc::new(wrap(Backend::open(&options).unwrap()));
         Server {
-            workers: Workers::start(1, engine).unwrap(),
+            workers: Workers::start_paced(1, engine, WAY.get()).unwrap(),
             backend,
             path,
             memory: None,
