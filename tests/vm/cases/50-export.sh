@@ -279,8 +279,12 @@ test_take_over_waits_for_a_stalled_write() {
     member 0 2 send-write "$STALLED" 512 17 reset >"$T/old"
     assert_contains "$(<"$T/old")" "sent" "the old session"
     NONCE=2 member 0 1 write "$STALLED" 512 34 flush disconnect >"$T/new" &
+    wait_until 30 "the new session's hello" grep -q "^session" "$T/new"
     # somebody else is served meanwhile
-    assert_ok dst-nbd "$(node_uri alpha)" -- read "$WARM" 4096 info
+    local n
+    for n in 1 2 3 4 5; do
+        assert_ok dst-nbd "$(node_uri alpha)" -- info read "$WARM" 4096
+    done
     assert_not_contains "$(<"$T/new")" "go " "the new session while the old write is stalled"
     assert_ok dmsetup resume disk
     wait_until 60 "the new session" grep -q "^disconnected" "$T/new"
