@@ -123,6 +123,7 @@ void dmdst_flush_fail(struct dmdst_node *node, blk_status_t status);
 
 /* Belongs to a node; outlives it while something is ambiguous. */
 struct dmdst_fences {
+	struct kref		ref;	/* the node's, or the grave's */
 	spinlock_t		lock;	/* of all but what is read without it */
 	struct dmdst_guards	guards;
 	struct list_head	barred;	/* requests that wait for a fence */
@@ -138,7 +139,7 @@ struct dmdst_fences {
 
 struct dmdst_fences *dmdst_fences_get(const char *name);
 void dmdst_fences_bury(struct dmdst_node *node);
-void dmdst_fences_put(struct dmdst_node *node);
+void dmdst_fences_put(struct dmdst_fences *fences);
 void dmdst_fences_forget_all(void);
 int dmdst_fences_grow(struct dmdst_fences *fences, unsigned int links);
 bool dmdst_fence_bars(struct dmdst_req *req);
@@ -198,7 +199,6 @@ struct dmdst_node {
 	struct dmdst_incarnation incarnation; /* conf */
 	struct list_head	seats;	/* conf */
 	struct dmdst_fences	*fences;
-	bool			buried;	/* fences are not ours any more */
 
 	spinlock_t		lock;	/* of all from here on */
 	enum dmdst_node_state	state;

@@ -21,13 +21,20 @@ static u32 dmdst_name_hash(const char *name)
 	return full_name_hash(NULL, name, strlen(name));
 }
 
-static void dmdst_fences_free(struct dmdst_fences *fences)
+static void dmdst_fences_release(struct kref *ref)
 {
+	struct dmdst_fences *fences = container_of(ref, struct dmdst_fences, ref);
+
 	kvfree(fences->guards.all);
 	kfree(fences);
 }
 
-/* What an earlier node of this name left, or none. */
+void dmdst_fences_put(struct dmdst_fences *fences)
+{
+	kref_put(&fences->ref, dmdst_fences_release);
+}
+
+/* What an earlier node of this name left, or new ones. */
 struct dmdst_fences *dmdst_fences_get(const char *name)
 {
 	struct dmdst_fences *fences;
@@ -36,11 +43,12 @@ struct dmdst_fences *dmdst_fences_get(const char *name)
 		if (strcmp(fences->name, name))
 			continue;
 		hash_del(&fences->grave);
-		return fences;
+		return fences;	/* with the grave's reference */
 	}
 	fences = kzalloc(sizeof(*fences), GFP_NOIO);
 	if (!fences)
 		return NULL;
+	kref_init(&fences->ref);
 	spin_lock_init(&fences->lock);
 	INIT_LIST_HEAD(&fences->barred);
 	INIT_LIST_HEAD(&fences->pinned);
@@ -65,15 +73,8 @@ void dmdst_fences_bury(struct dmdst_node *node)
 	       node->name, dmdst_fence_ambiguous(node, NULL));
 	strscpy(fences->name, node->name, sizeof(fences->name));
 	fences->generation = node->generation;
+	kref_get(&fences->ref);
 	hash_add(dmdst_graves, &fences->grave, dmdst_name_hash(fences->name));
-	node->buried = true;
-}
-
-/* With the node's last reference. */
-void dmdst_fences_put(struct dmdst_node *node)
-{
-	if (!node->buried)
-		dmdst_fences_free(node->fences);
 }
 
 /* For the module's exit. */
@@ -84,7 +85,7 @@ void dmdst_fences_forget_all(void)
 	unsigned int bucket;
 
 	hash_for_each_safe(dmdst_graves, bucket, next, fences, grave)
-		dmdst_fences_free(fences);
+		dmdst_fences_put(fences);
 }
 
 /* So many that all writes of so many links can be lost at once. */

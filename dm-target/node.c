@@ -170,7 +170,7 @@ static void dmdst_node_release(struct kref *ref)
 	struct dmdst_node *node = container_of(ref, struct dmdst_node, ref);
 
 	WARN_ON_ONCE(!list_empty(&node->queue) || !list_empty(&node->links));
-	dmdst_fences_put(node);
+	dmdst_fences_put(node->fences);
 	kfree(node);
 }
 
