@@ -489,7 +489,8 @@ static bool dmdst_node_is_reborn(struct dmdst_node *node,
 
 /*
  * The links to come lead to another incarnation. What the old ones say is
- * void, if it is sure that they lead to another one than that.
+ * void if it is sure that they don't; if it is only feared, those that live
+ * count as its own, and those that are lost don't.
  */
 static void dmdst_node_rebirth(struct dmdst_node *node)
 {
@@ -499,12 +500,12 @@ static void dmdst_node_rebirth(struct dmdst_node *node)
 	spin_lock(&node->lock);
 	WRITE_ONCE(node->flush.birth, node->flush.birth + 1);
 	list_for_each_entry(link, &node->links, list) {
-		if (!node->incarnation.len) {
+		if (node->incarnation.len) {
+			WRITE_ONCE(link->disbelieve, true);
+			dmdst_link_cut(link, "the server is another incarnation now");
+		} else if (READ_ONCE(link->state) != DMDST_LINK_LOST) {
 			WRITE_ONCE(link->birth, node->flush.birth);
-			continue;
 		}
-		WRITE_ONCE(link->disbelieve, true);
-		dmdst_link_cut(link, "the server is another incarnation now");
 	}
 	spin_unlock(&node->lock);
 	dmdst_flush_lost(node);
@@ -517,7 +518,6 @@ void dmdst_node_links_up(struct dmdst_node *node, struct list_head *fresh,
 			 unsigned int wanted)
 {
 	bool reborn = dmdst_node_is_reborn(node, incarnation);
-
 	struct dmdst_link *old[DMDST_SLOTS_MAX], *up[DMDST_SLOTS_MAX], *link;
 	struct dmdst_req *req, *next;
 	unsigned int nr_old, nr_up = 0, i;

@@ -412,6 +412,7 @@ static void dmdst_dtr(struct dm_target *ti)
 {
 	struct dmdst_target *t = ti->private;
 
+	cancel_delayed_work_sync(&t->suspend_work);
 	dmdst_table_free(t);
 	/* After the nodes forgot us nobody queues it any more. */
 	cancel_work_sync(&t->ready_work);

@@ -25,19 +25,25 @@ void dmdst_tick_module_exit(void)
 }
 
 /* A queued tick holds a reference; nodes that are dead have none. */
-static void dmdst_tick_in(struct dmdst_node *node, unsigned long delay)
+void dmdst_tick_soon(struct dmdst_node *node)
 {
 	lockdep_assert_held(&node->lock);
 	if (node->dead)
 		return;
 	kref_get(&node->ref);
-	if (mod_delayed_work(dmdst_down_wq, &node->tick, delay))
+	if (mod_delayed_work(dmdst_down_wq, &node->tick, 0))
 		dmdst_node_put(node);	/* not the last: it was queued */
 }
 
-void dmdst_tick_soon(struct dmdst_node *node)
+/* Unless somebody wants it sooner. */
+static void dmdst_tick_again(struct dmdst_node *node)
 {
-	dmdst_tick_in(node, 0);
+	lockdep_assert_held(&node->lock);
+	if (node->dead)
+		return;
+	kref_get(&node->ref);
+	if (!queue_delayed_work(dmdst_down_wq, &node->tick, round_jiffies_relative(HZ)))
+		dmdst_node_put(node);	/* as above */
 }
 
 /* For a node that is dead. */
@@ -91,7 +97,7 @@ static void dmdst_tick_policy(struct dmdst_node *node)
 		dmdst_node_fail_waiting(node);
 }
 
-/* One block: small, harmless, and every server must answer. */
+/* One block: small, harmless, and every server must answer it. */
 static void dmdst_tick_probe(struct dmdst_node *node)
 {
 	struct dmdst_req *probe = &node->probe;
@@ -100,7 +106,7 @@ static void dmdst_tick_probe(struct dmdst_node *node)
 		return;
 	dmdst_req_init(probe, node, NBDW_CMD_READ);
 	probe->bvec = &dmdst_probe_bvec;
-	probe->left = node->export.min_block;
+	probe->left = max_t(u32, node->export.min_block, SECTOR_SIZE);
 	probe->iter.bi_size = probe->left;
 	dmdst_node_submit(probe);
 }
@@ -121,8 +127,9 @@ static void dmdst_tick_work(struct work_struct *work)
 		dmdst_tick_probe(node);
 
 	spin_lock(&node->lock);
-	if (!list_empty(&node->links) || (node->down && !node->expired))
-		dmdst_tick_in(node, round_jiffies_relative(HZ));
+	if (!list_empty(&node->links) ||
+	    (node->down && !node->expired && node->conduct.policy == DMDST_POLICY_QUEUE_FOR))
+		dmdst_tick_again(node);
 	spin_unlock(&node->lock);
 	memalloc_noio_restore(noio);
 	dmdst_node_put(node);
