@@ -268,7 +268,8 @@ bool dmdst_fence_needs_probe(struct dmdst_node *node)
 	struct dmdst_fences *fences = node->fences;
 	bool needs;
 
-	if (!READ_ONCE(fences->listening))
+	if (!READ_ONCE(fences->listening) ||
+	    READ_ONCE(node->conduct.quiesce) == DMDST_NEVER)
 		return false;
 	spin_lock(&fences->lock);
 	needs = dmdst_guards_listening(&fences->guards, true);
