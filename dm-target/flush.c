@@ -127,13 +127,16 @@ static bool dmdst_sync_goes_back(struct dmdst_node *node, struct dmdst_sync *syn
 	return !node->nr_live && dm_noflush_suspending(sync->target->ti);
 }
 
-/* True: @sync is over at once, with its status. */
+/* True: @sync is over at once, with its status, or its write is lost. */
 static bool dmdst_sync_is_over(struct dmdst_node *node, struct dmdst_sync *sync)
 {
 	struct dmdst_flush *flush = &node->flush;
 
 	lockdep_assert_held(&node->lock);
 	sync->need = atomic64_read(&flush->acked);
+	sync->redo = !sync->seat && sync->birth != flush->birth;
+	if (sync->redo)
+		return true;
 	if (sync->seat && sync->seat->told != flush->seq.lost) {
 		sync->seat->told = flush->seq.lost;
 		sync->status = BLK_STS_IOERR;

@@ -287,6 +287,8 @@ static void dmdst_link_down_work(struct work_struct *work)
 	sockfd_put(link->sock);
 	if (guarded)
 		dmdst_node_guarded(link);
+	if (link->err)
+		dmdst_flush_redo(link->node);
 	list_splice_tail(&moved, &writes);
 	dmdst_link_move_on(link, &writes);
 

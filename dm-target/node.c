@@ -508,6 +508,8 @@ static void dmdst_node_rebirth(struct dmdst_node *node)
 		}
 	}
 	spin_unlock(&node->lock);
+	/* First: what is lost counts as covered after that. */
+	dmdst_flush_redo(node);
 	dmdst_flush_lost(node);
 }
 
@@ -561,8 +563,6 @@ void dmdst_node_links_up(struct dmdst_node *node, struct list_head *fresh,
 		list_del_init(&req->list);
 		dmdst_node_submit(req);
 	}
-	if (reborn)
-		dmdst_flush_redo(node);
 	if (first)
 		dmdst_node_tell_uses(node);
 	if (changed)
@@ -588,8 +588,6 @@ void dmdst_node_link_leaves(struct dmdst_link *link)
 		dmdst_netlink_link_event(link, DMDST_LINK_LOST, link->err, link->why);
 	if (changed)
 		dmdst_netlink_node_event(node);
-	if (link->err)
-		dmdst_flush_redo(node);
 }
 
 /* It still talks, but shall get no more: read until all is answered or it ends. */

@@ -43,6 +43,10 @@ static void dmdst_req_synced(struct dmdst_sync *sync)
 {
 	struct dmdst_req *req = container_of(sync, struct dmdst_req, sync);
 
+	if (sync->redo) {
+		dmdst_req_again(req);
+		return;
+	}
 	dmdst_req_move(req, DMDST_REQ_HELD);
 	dmdst_req_end(req, sync->status);
 }
@@ -141,6 +145,7 @@ void dmdst_req_answered(struct dmdst_req *req)
 
 	if (req->sync_after) {
 		dmdst_req_move(req, DMDST_REQ_SYNCING);
+		req->sync.birth = req->birth;
 		dmdst_flush_wait(node, &req->sync);
 		return;
 	}
