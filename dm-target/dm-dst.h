@@ -151,6 +151,7 @@ void dmdst_fence_lost(struct dmdst_link *link, struct list_head *writes);
 void dmdst_fence_contest(struct dmdst_link *link);
 void dmdst_fence_heard(struct dmdst_link *link, u16 slot);
 void dmdst_fence_lift(struct dmdst_node *node, u64 old, const char *why);
+void dmdst_fence_unbar(struct dmdst_node *node);
 u64 dmdst_fence_quiet(struct dmdst_node *node);
 bool dmdst_fence_needs_probe(struct dmdst_node *node);
 void dmdst_fence_take(struct dmdst_node *node, const struct dmdst_target *target,
@@ -277,6 +278,7 @@ void dmdst_node_guarded(struct dmdst_link *link);
 void dmdst_node_link_gone(struct dmdst_link *link);
 void dmdst_node_set_wanted(struct dmdst_node *node, unsigned int wanted);
 void dmdst_node_submit(struct dmdst_req *req);
+void dmdst_node_submit_all(struct list_head *reqs);
 void dmdst_node_push_back(struct dmdst_node *node, struct dmdst_target *target,
 			  bool hard);
 void dmdst_node_set_conduct(struct dmdst_node *node, const struct dmdst_conduct *conduct);

@@ -292,16 +292,24 @@ u64 dmdst_fence_quiet(struct dmdst_node *node)
 	return quiet;
 }
 
-/* Whom a fence has set free: all that were barred, they are judged again. */
-static void dmdst_fence_release(struct dmdst_fences *fences,
-				struct list_head *barred, struct list_head *pinned)
+/* Those that were barred; they are judged again when they are to be sent. */
+static void dmdst_fence_take_barred(struct dmdst_fences *fences,
+				    struct list_head *barred)
 {
-	struct dmdst_req *req, *next;
+	struct dmdst_req *req;
 
 	lockdep_assert_held(&fences->lock);
 	list_splice_init(&fences->barred, barred);
 	list_for_each_entry(req, barred, list)
 		dmdst_req_move(req, DMDST_REQ_HELD);
+}
+
+static void dmdst_fence_take_unpinned(struct dmdst_fences *fences,
+				      struct list_head *pinned)
+{
+	struct dmdst_req *req, *next;
+
+	lockdep_assert_held(&fences->lock);
 	list_for_each_entry_safe(req, next, &fences->pinned, list) {
 		if (dmdst_guards_ambiguous(&fences->guards, req->guard))
 			continue;
@@ -315,7 +323,6 @@ void dmdst_fence_lift(struct dmdst_node *node, u64 old, const char *why)
 {
 	struct dmdst_fences *fences = node->fences;
 	u32 slots[DMDST_OLD_LINKS], generations[DMDST_OLD_LINKS];
-	struct dmdst_req *req, *next;
 	unsigned int i, nr = 0;
 	LIST_HEAD(barred);
 	LIST_HEAD(pinned);
@@ -330,16 +337,26 @@ void dmdst_fence_lift(struct dmdst_node *node, u64 old, const char *why)
 	}
 	dmdst_guards_fence(&fences->guards, old);
 	dmdst_fences_update(fences);
-	dmdst_fence_release(fences, &barred, &pinned);
+	dmdst_fence_take_barred(fences, &barred);
+	dmdst_fence_take_unpinned(fences, &pinned);
 	spin_unlock(&fences->lock);
 
 	for (i = 0; i < nr; i++)
 		dmdst_netlink_fence_event(node, slots[i], generations[i], 0, why);
 	dmdst_reqs_answered(&pinned);
-	list_for_each_entry_safe(req, next, &barred, list) {
-		list_del_init(&req->list);
-		dmdst_node_submit(req);
-	}
+	dmdst_node_submit_all(&barred);
+}
+
+/* The node has no link: who waits for a fence waits for a link, or must not. */
+void dmdst_fence_unbar(struct dmdst_node *node)
+{
+	struct dmdst_fences *fences = node->fences;
+	LIST_HEAD(barred);
+
+	spin_lock(&fences->lock);
+	dmdst_fence_take_barred(fences, &barred);
+	spin_unlock(&fences->lock);
+	dmdst_node_submit_all(&barred);
 }
 
 /* What stands for this old link alone; 0 if nothing does. */

@@ -231,16 +231,6 @@ static void dmdst_link_collect(struct dmdst_link *link, struct list_head *moved,
 	spin_unlock(&link->lock);
 }
 
-static void dmdst_submit_all(struct list_head *reqs)
-{
-	struct dmdst_req *req, *next;
-
-	list_for_each_entry_safe(req, next, reqs, list) {
-		list_del_init(&req->list);
-		dmdst_node_submit(req);
-	}
-}
-
 /* What the link carried goes on elsewhere, back to device-mapper, or ends. */
 static void dmdst_link_move_on(struct dmdst_link *link, struct list_head *reqs)
 {
@@ -350,7 +340,7 @@ void dmdst_link_drain(struct dmdst_link *link)
 	}
 	spin_unlock(&link->lock);
 
-	dmdst_submit_all(&unsent);
+	dmdst_node_submit_all(&unsent);
 	if (idle)
 		dmdst_link_lose(link, 0, "drained");
 }

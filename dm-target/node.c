@@ -521,7 +521,6 @@ void dmdst_node_links_up(struct dmdst_node *node, struct list_head *fresh,
 {
 	bool reborn = dmdst_node_is_reborn(node, incarnation);
 	struct dmdst_link *old[DMDST_SLOTS_MAX], *up[DMDST_SLOTS_MAX], *link;
-	struct dmdst_req *req, *next;
 	unsigned int nr_old, nr_up = 0, i;
 	bool changed, first;
 	LIST_HEAD(queue);
@@ -559,10 +558,7 @@ void dmdst_node_links_up(struct dmdst_node *node, struct list_head *fresh,
 		dmdst_link_drain(old[i]);
 		dmdst_link_put(old[i]);
 	}
-	list_for_each_entry_safe(req, next, &queue, list) {
-		list_del_init(&req->list);
-		dmdst_node_submit(req);
-	}
+	dmdst_node_submit_all(&queue);
 	if (first)
 		dmdst_node_tell_uses(node);
 	if (changed)
@@ -799,6 +795,16 @@ void dmdst_node_submit(struct dmdst_req *req)
 	rcu_read_unlock();
 	if (!taken)
 		dmdst_node_submit_slow(req);
+}
+
+void dmdst_node_submit_all(struct list_head *reqs)
+{
+	struct dmdst_req *req, *next;
+
+	list_for_each_entry_safe(req, next, reqs, list) {
+		list_del_init(&req->list);
+		dmdst_node_submit(req);
+	}
 }
 
 static void dmdst_end_all(struct list_head *reqs, blk_status_t status)

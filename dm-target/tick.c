@@ -120,6 +120,8 @@ static void dmdst_tick_work(struct work_struct *work)
 
 	dmdst_tick_links(node);
 	dmdst_tick_policy(node);
+	if (READ_ONCE(node->down))
+		dmdst_fence_unbar(node);
 	quiet = dmdst_fence_quiet(node);
 	if (quiet)
 		dmdst_fence_lift(node, quiet, "quiesce is over");
