@@ -8,20 +8,21 @@ SHELL := /bin/bash
 KERNEL ?= 6.12
 FILTER ?=
 PREFIX ?= /usr/local
+BENCH ?=
 
 DST_VM = target/release/dst-vm
 
 ##@ See it
 
-demo: vm-tools ## three nodes, one device, ext4 and LVM on it, in a VM
+demo: vm-tools ## four nodes, one device, ext4 and LVM on it, in a VM
 	$(DST_VM) demo
 
 ##@ Test it
 
-test: vm-tools lint ## unit tests and the VM tests on one stock kernel
+test: vm-tools lint setup-interop ## unit tests and the VM tests on one stock kernel
 	tests/run $(KERNEL)
 
-test-all: vm-tools lint ## the same on every kernel: 6.1, 6.12 and sid's
+test-all: vm-tools lint setup-interop ## the same on every kernel: 6.1, 6.12 and sid's
 	tests/run 6.1 6.12 sid
 
 test-vm: vm-tools ## only VM tests: KERNEL=6.12 FILTER=part-of-a-name
@@ -30,7 +31,15 @@ test-vm: vm-tools ## only VM tests: KERNEL=6.12 FILTER=part-of-a-name
 lint: setup-lint ## formatting, clippy, shellcheck
 	cargo fmt --all --check
 	cargo clippy --all-targets --quiet -- -D warnings
-	shellcheck -x .ci/run tests/run scripts/*.sh tests/vm/*.sh tests/vm/cases/*.sh
+	shellcheck -x .ci/run tests/run scripts/*.sh tests/vm/*.sh tests/vm/cases/*.sh \
+		tests/interop/run tests/interop/*.sh tests/interop/cases/*.sh
+
+test-interop: build setup-interop ## the node server with real NBD clients: FILTER=part-of-a-name
+	tests/interop/run $(FILTER)
+	CLIENTS=trixie tests/interop/run $(FILTER)
+
+bench-export: build setup-bench ## dstd export beside nbdkit, qemu-nbd, nbd-server: BENCH="--quick"
+	cargo run --release --quiet -p dst-bench-export -- $(BENCH)
 
 ##@ Build it
 
@@ -66,6 +75,12 @@ setup-build:
 setup-lint: setup-build
 	@scripts/setup-host.sh lint
 
+setup-interop:
+	@scripts/setup-host.sh interop
+
+setup-bench:
+	@scripts/setup-host.sh bench
+
 setup-modules:
 	@scripts/setup-host.sh modules
 
@@ -73,5 +88,5 @@ vm-tools: setup-build
 	@scripts/setup-host.sh vm
 	@cargo build --release --quiet --workspace
 
-.PHONY: demo test test-all test-vm lint build module modules install uninstall \
-	help clean setup-build setup-lint setup-modules vm-tools
+.PHONY: demo test test-all test-vm test-interop bench-export lint build module modules install uninstall \
+	help clean setup-build setup-lint setup-interop setup-bench setup-modules vm-tools

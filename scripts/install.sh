@@ -11,7 +11,8 @@ VERSION=$(sed -n 's/^PACKAGE_VERSION="\(.*\)"/\1/p' "$root/dm-target/dkms.conf")
 SOURCE=/usr/src/dm-dst-$VERSION
 RULES=/etc/udev/rules.d/56-dm-dst.rules
 READY=/usr/lib/udev/dst-ready
-UNIT=/etc/systemd/system/dstd.service
+UNITS=/etc/systemd/system
+UNIT=$UNITS/dstd.service
 
 # Nothing is installed on a host whose kernel could not use it.
 check_host() {
@@ -40,15 +41,17 @@ install_files() {
     install -D -m 644 "$root/dm-target/udev/56-dm-dst.rules" "$RULES"
     install -D -m 755 "$root/dm-target/udev/dst-ready" "$READY"
     sed "s|/usr/local/bin/dstd|$prefix/bin/dstd|" "$root/dstd/systemd/dstd.service" >"$UNIT"
+    sed "s|ExecStart=dstd|ExecStart=$prefix/bin/dstd|" "$root/dstd/systemd/dstd-export.service" >"$UNITS/dstd-export.service"
+    install -m 644 "$root/dstd/systemd/dstd-export.socket" "$UNITS/dstd-export.socket"
     udevadm control --reload 2>/dev/null || true
     systemctl daemon-reload 2>/dev/null || true
 }
 
 remove_all() {
     local prefix=$1
-    systemctl disable --now dstd.service 2>/dev/null || true
+    systemctl disable --now dstd.service dstd-export.socket dstd-export.service 2>/dev/null || true
     rm -f "$prefix/bin/dstd" "$prefix"/share/man/man8/dstd*.8 "$prefix/share/bash-completion/completions/dstd" \
-        "$RULES" "$READY" "$UNIT"
+        "$RULES" "$READY" "$UNIT" "$UNITS"/dstd-export.{service,socket}
     modprobe -r dm-dst 2>/dev/null || say "the module is in use: it stays loaded until the next boot"
     dkms remove "dm-dst/$VERSION" --all 2>/dev/null || true
     rm -rf "$SOURCE"

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# setup-host.sh [build|lint|vm|modules]...: makes a bare Debian 12 able to build dstd (build), to run the test VM
-# (vm), to build dm-dst.ko (modules) and to lint (lint); all without an argument. Called by the Makefile and dst-vm.
+# setup-host.sh [build|lint|vm|modules|interop|bench]...: makes a bare Debian 12 able to build dstd (build), to run
+# the test VM (vm), to build dm-dst.ko (modules), to lint (lint), to run the node server's interop tests (interop)
+# and its bench (bench); all without an argument. Called by the Makefile and dst-vm.
 # Installs only what is missing, says so, and never touches the host's kernel.
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -36,6 +37,14 @@ setup_modules() {
     need "to build the kernel module" gcc make sparse pahole kmod xz-utils zstd libelf1 mmdebstrap debian-archive-keyring
 }
 
+setup_bench() {
+    need "to measure dstd export" fio nbdkit nbd-server qemu-utils
+}
+
+setup_interop() {
+    need "to test dstd export with real clients" fio libnbd-bin nbdkit nbd-server procps python3 python3-libnbd qemu-utils
+}
+
 # The linters of the toolchain in use: rustup brings its own, Debian's are packages.
 setup_lint() {
     need "to check scripts" shellcheck
@@ -43,10 +52,10 @@ setup_lint() {
     cargo fmt --version >/dev/null 2>&1 || need "to check Rust's formatting" rustfmt-web
 }
 
-(($#)) || set -- build lint vm modules
+(($#)) || set -- build lint vm modules interop bench
 for part in "$@"; do
     case $part in
-    build | lint | vm | modules) "setup_$part" ;;
-    *) die "unknown part '$part': build, lint, vm or modules" ;;
+    build | lint | vm | modules | interop | bench) "setup_$part" ;;
+    *) die "unknown part '$part': build, lint, vm, modules, interop or bench" ;;
     esac
 done

@@ -283,6 +283,55 @@ impl fmt::Display for Generation {
     }
 }
 
+/// Sixteen bytes that name something: a client, an export, an incarnation. Shown in hexadecimal.
+#[derive(Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Id(pub [u8; 16]);
+
+impl fmt::Display for Id {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:032x}", u128::from_be_bytes(self.0))
+    }
+}
+
+impl fmt::Debug for Id {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Id({self})")
+    }
+}
+
+impl Serialize for Id {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+/// One client's use of a node: who it is, and a number drawn anew when it begins anew.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+pub struct Session {
+    pub client: Id,
+    pub nonce: Id,
+}
+
+impl Session {
+    /// As the kernel keeps it: client id, then nonce.
+    pub fn to_bytes(self) -> [u8; 32] {
+        let mut out = [0; 32];
+        out[..16].copy_from_slice(&self.client.0);
+        out[16..].copy_from_slice(&self.nonce.0);
+        out
+    }
+
+    pub fn from_bytes(bytes: &[u8; 32]) -> Self {
+        let (mut client, mut nonce) = ([0; 16], [0; 16]);
+        client.copy_from_slice(&bytes[..16]);
+        nonce.copy_from_slice(&bytes[16..]);
+        Session {
+            client: Id(client),
+            nonce: Id(nonce),
+        }
+    }
+}
+
 /// A block device's number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 pub struct DeviceNumber {
@@ -337,6 +386,18 @@ mod tests {
         for bad in ["", "a b", "a/b", "é", ".", "..", &"x".repeat(64)] {
             assert!(bad.parse::<DeviceName>().is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn a_session_is_client_then_nonce() {
+        let session = Session {
+            client: Id([0xab; 16]),
+            nonce: Id([7; 16]),
+        };
+        let bytes = session.to_bytes();
+        assert_eq!((bytes[15], bytes[16]), (0xab, 7));
+        assert_eq!(Session::from_bytes(&bytes), session);
+        assert_eq!(Id([0x0a; 16]).to_string(), "0a".repeat(16));
     }
 
     #[test]

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The demo: three servers and a local disk become one device; ext4 and LVM live on it. Run by agent.sh in the
+# The demo: four servers and a local disk become one device; ext4 and LVM live on it. Run by agent.sh in the
 # VM for `make demo`, its output goes to the person's terminal. Ends with status 1 at the first surprise.
 set -Eeuo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -24,14 +24,16 @@ show() {
 quiet() { "$@" >/dev/null 2>&1; }
 
 start_nodes() {
-    step "Three servers, each in a network namespace of its own, each with an image of an odd size:"
+    step "Four servers, each in a network namespace of its own, each with an image of an odd size:"
     make_image alpha $((150001 * 512)) >/dev/null
     make_image beta $((180011 * 512)) >/dev/null
     make_image gamma $((120007 * 512)) >/dev/null
+    make_image delta $((90019 * 512)) >/dev/null
     start_nbdkit alpha --export-name alpha file "$(node_image alpha)"
     start_qemu_nbd beta
     start_nbd_server gamma
-    for node in alpha beta gamma; do
+    start_export delta
+    for node in alpha beta gamma delta; do
         printf '    %-6s %-28s %9s bytes  %s\n' "$node" "nbd://$(node_addr $node):10809/$node" \
             "$(stat -c %s "$(node_image $node)")" "$(ps -o comm= -p "$(node_pid $node)")"
     done
@@ -81,7 +83,7 @@ use_ext4() {
     diff -r --no-dereference /usr/lib/x86_64-linux-gnu "$T/mnt/x86_64-linux-gnu"
     show df -h --output=size,used,target "$T/mnt"
     echo "    $(find "$T/mnt" -type f | wc -l) files copied and compared, none differs; on the nodes:"
-    for node in alpha beta gamma; do
+    for node in alpha beta gamma delta; do
         echo "    $(du -h "$(node_image $node)" | awk '{print $1}') in $node's image"
     done
     umount "$T/mnt"
@@ -127,4 +129,4 @@ cross_boundaries
 use_ext4
 use_lvm
 tear_down
-printf '\nDone: one block device out of three machines and a local disk, %s s inside the VM.\n' "$SECONDS"
+printf '\nDone: one block device out of four machines and a local disk, %s s inside the VM.\n' "$SECONDS"

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Lists the guest tests, one a line, tab between the fields: NAME FILE FUNCTION TIMEOUT EXPECT_FAIL COMMENT.
-# NAME is "topic.function" of cases/NN-topic.sh. Called on the host by `dst-vm run --list` and in the guest
-# by agent.sh; runs no test. The comment block above a function may hold "@timeout SECONDS" and
+# list.sh [DIR]: the tests of DIR/cases (by default the guest tests), one a line, tab between the fields: NAME FILE
+# FUNCTION TIMEOUT EXPECT_FAIL COMMENT. NAME is "topic.function" of cases/NN-topic.sh. Called on the host by
+# `dst-vm run --list` and tests/interop/run, in the guest by agent.sh; runs no test. The comment block above a function may hold "@timeout SECONDS" and
 # "@expect-fail TEXT" (the test passes only if it fails and its reason or log holds TEXT).
 set -euo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")"
+cd "${1:-$(dirname "${BASH_SOURCE[0]}")}"
 
 for file in cases/[0-9][0-9]-*.sh; do
     awk -v file="$file" '

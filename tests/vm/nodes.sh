@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Starts and stops the servers that a test uses as nodes: nbdkit, qemu-nbd, nbd-server, each in a network
+# Starts and stops the servers that a test uses as nodes: nbdkit, qemu-nbd, nbd-server, dstd export, each in a network
 # namespace of its own (n-NAME) behind a veth pair with addresses of its own, serving $T/NAME.img. Sourced by lib.sh. Servers run
 # in sessions of their own, so they outlive the test's own processes until cleanup.sh has removed the devices.
 
@@ -116,6 +116,15 @@ start_nbd_server() {
     (to_node_group && in_node "$name" nbd-server -C "$dir/nbd-server.conf" -p "$dir/pid" >>"$dir/log" 2>&1)
     wait_until 30 "server of node $name" listens "$name"
     wait_until 60 "greeting of node $name" greets "$name"
+}
+
+# start_export NAME [ARG...]: our own node server, by default serving $T/NAME.img as export NAME.
+start_export() {
+    local name=$1
+    shift
+    (($#)) || set -- "$name=$(node_image "$name")"
+    make_node_net "$name"
+    launch "$name" "$name" dstd export --listen "[::]:$NODE_PORT" "$@"
 }
 
 # start_unix_nbdkit NAME [ARG...]: nbdkit on the Unix socket $T/NAME.sock; no namespace.

@@ -7,7 +7,7 @@ use clap::Args;
 
 use super::Stop;
 use crate::topology::{Topology, nearest};
-use crate::units::DeviceName;
+use crate::units::{DeviceName, NodeName};
 
 /// Where topologies lie when none is named.
 const DEFAULT: &str = "/etc/dst";
@@ -44,17 +44,29 @@ pub fn default_topology() -> Option<Topology> {
 
 /// Refuses a name that the topology doesn't have.
 pub fn check_device(topology: &Topology, name: &DeviceName) -> Result<(), Stop> {
-    if topology.devices.contains_key(name) {
+    let known = topology.devices.keys().map(DeviceName::as_str);
+    check_name("device", name.as_str(), known)
+}
+
+/// The same for a node.
+pub fn check_node(topology: &Topology, name: &NodeName) -> Result<(), Stop> {
+    let known = topology.nodes.keys().map(NodeName::as_str);
+    check_name("node", name.as_str(), known)
+}
+
+fn check_name<'a>(
+    what: &str,
+    name: &str,
+    known: impl Iterator<Item = &'a str> + Clone,
+) -> Result<(), Stop> {
+    if known.clone().any(|k| k == name) {
         return Ok(());
     }
-    let hint = match nearest(
-        name.as_str(),
-        topology.devices.keys().map(DeviceName::as_str),
-    ) {
+    let hint = match nearest(name, known) {
         Some(near) => format!("did you mean `{near}`?"),
         None => "`dstd validate` lists what there is".to_owned(),
     };
     Err(Stop::failed(format!(
-        "the topology has no device `{name}`: {hint}"
+        "the topology has no {what} `{name}`: {hint}"
     )))
 }

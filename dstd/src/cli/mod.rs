@@ -3,6 +3,7 @@
 
 mod apply;
 mod args;
+mod export;
 mod fail_pending;
 mod flusher;
 mod pages;
@@ -36,7 +37,7 @@ pub enum Exit {
     Changes = 2,
     /// A change is refused; the text names the flag that allows it, if one does.
     Refused = 3,
-    /// The topology has errors.
+    /// The topology, or the node server's configuration, has errors.
     Topology = 4,
     /// The command line has errors.
     Usage = 64,
@@ -101,6 +102,7 @@ enum Command {
     Remove(remove::Remove),
     FailPending(fail_pending::FailPending),
     Run(run::Run),
+    Export(export::Export),
     Schema(pages::Schema),
     Completions(pages::Completions),
     Man(pages::Man),
@@ -136,6 +138,7 @@ impl Command {
             Self::Remove(command) => command.run(),
             Self::FailPending(command) => command.run(),
             Self::Run(command) => command.run(),
+            Self::Export(command) => command.run(),
             Self::Schema(command) => command.run(),
             Self::Completions(command) => command.run(),
             Self::Man(command) => command.run(),

@@ -5,12 +5,12 @@ use std::collections::BTreeSet;
 
 use clap::Args;
 
-use super::args::{TopologyArgs, check_device};
+use super::args::{TopologyArgs, check_device, check_node};
 use super::{Exit, Stop, print, system};
 use crate::plan::{Allowed, plan};
 use crate::reconcile::{survey, unreachable};
 use crate::topology::Topology;
-use crate::units::DeviceName;
+use crate::units::{DeviceName, NodeName};
 
 /// Show what apply would change, and why
 ///
@@ -32,6 +32,9 @@ pub struct AllowArgs {
     /// Let this device show other data where it now shows some (extents reordered or replaced)
     #[arg(long, value_name = "DEVICE")]
     allow_other_data: Vec<DeviceName>,
+    /// Take this node's export from another client that may write to it now; what that one hasn't written yet is refused
+    #[arg(long, value_name = "NODE")]
+    steal: Vec<NodeName>,
     /// Remove devices of dstd's that are in no topology and not in use
     #[arg(long)]
     prune: bool,
@@ -42,11 +45,15 @@ impl AllowArgs {
         for name in self.allow_shrink.iter().chain(&self.allow_other_data) {
             check_device(topology, name)?;
         }
+        for name in &self.steal {
+            check_node(topology, name)?;
+        }
         let set = |names: &[DeviceName]| names.iter().cloned().collect::<BTreeSet<_>>();
         Ok(Allowed {
             shrink: set(&self.allow_shrink),
             other_data: set(&self.allow_other_data),
             prune: self.prune,
+            steal: self.steal.iter().cloned().collect(),
         })
     }
 }

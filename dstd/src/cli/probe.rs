@@ -4,7 +4,7 @@
 use clap::Args;
 
 use super::{Exit, Stop, print, system};
-use crate::kernel::{Connector, NbdFlags, Negotiated};
+use crate::kernel::{Connector, NbdFlags, Probed};
 use crate::nbd::uri::NbdUri;
 
 /// Connect to a node and show what it offers
@@ -42,7 +42,8 @@ impl Probe {
     }
 }
 
-fn text(found: &Negotiated) -> String {
+fn text(probed: &Probed) -> String {
+    let found = &probed.negotiated;
     let flags: Vec<_> = FLAGS
         .iter()
         .filter(|(bit, _)| found.flags.has(*bit))
@@ -68,6 +69,20 @@ fn text(found: &Negotiated) -> String {
     );
     if let Some(description) = &found.description {
         text += &format!("description   {description}\n");
+    }
+    if let Some(identity) = found.identity {
+        text += &format!("identity      {identity}\n");
+    }
+    if let Some(incarnation) = found.incarnation {
+        text += &format!("incarnation   {incarnation}\n");
+    }
+    match &probed.writer {
+        None => {}
+        Some(writer) if writer.text.is_empty() => text += "writer        nobody\n",
+        Some(writer) => {
+            let who = if writer.other { "" } else { "this machine: " };
+            text += &format!("writer        {who}{}\n", writer.text);
+        }
     }
     text
 }

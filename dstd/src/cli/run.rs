@@ -1,6 +1,8 @@
 //! `dstd run`: the daemon.
 //! Called by cli. Sets up logs and memory, then hands over to reconcile.
 
+use std::io::IsTerminal;
+
 use clap::Args;
 use nix::sys::mman::{MlockAllFlags, mlockall};
 use nix::sys::stat::fstat;
@@ -52,7 +54,7 @@ fn stderr_is_journal() -> bool {
 }
 
 /// To the journal where standard error leads there, else to standard error.
-fn start_logs(filter: &str) -> Result<(), Stop> {
+pub(super) fn start_logs(filter: &str) -> Result<(), Stop> {
     let filter = EnvFilter::try_new(filter)
         .map_err(|error| Stop::new(Exit::Usage, format!("`{filter}` is no log filter: {error}")))?;
     let registry = tracing_subscriber::registry().with(filter);
@@ -63,6 +65,7 @@ fn start_logs(filter: &str) -> Result<(), Stop> {
             .with(
                 tracing_subscriber::fmt::layer()
                     .with_writer(std::io::stderr)
+                    .with_ansi(std::io::stderr().is_terminal())
                     .with_target(false),
             )
             .init(),

@@ -37,6 +37,7 @@ fn node() -> ObservedNode {
         name: "alpha".parse().unwrap(),
         state: NodeState::Degraded,
         reason: Some("link 1: connection reset".into()),
+        session: None,
         negotiated: Some(export(3000, NbdFlags::SEND_FLUSH)),
         zero_copy: Some(true),
         wanted: 2,

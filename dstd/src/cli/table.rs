@@ -174,7 +174,7 @@ fn ask_nodes(topology: &Topology, devices: &[DeviceName], facts: &mut Facts) -> 
         let found = answer.map_err(|error| {
             Stop::failed(format!("node {node}: {error}\nGive its size with --size {node}=SIZE to do without asking it."))
         })?;
-        facts.nodes.insert(node, NodeFacts::from(&found));
+        facts.nodes.insert(node, NodeFacts::from(&found.negotiated));
     }
     Ok(())
 }

@@ -2,9 +2,10 @@
 //!
 //! Owns the moments of a link's life that both sides must agree on: it may write, it is cut, it has ended.
 //! Made by the handshake, kept by the roles (who cut it) and by one worker (who ends it).
-//!
+//! ```text
 //!     open ──cut()──► cut ──end()──► ended        cut: no request starts any more; the socket is shut down
 //!       └──────────────end()───────────▲          ended: nothing of it can touch the storage, it is closed
+//! ```
 
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -128,8 +129,10 @@ impl LinkGate {
 /// What one link may take of the server's memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LinkLimits {
-    /// Bytes of payload, received or read and not yet answered; at least one largest request.
+    /// Bytes of payload, received or read and not yet answered.
     pub in_flight: usize,
+    /// The same for all links together: when they are many, each gets an even share of it.
+    pub of_all: usize,
 }
 
 /// All that a worker needs to serve a link.

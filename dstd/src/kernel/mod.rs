@@ -18,7 +18,7 @@ pub use types::*;
 
 use crate::nbd::uri::NbdUri;
 use crate::table::Line;
-use crate::units::{DeviceName, NodeName, Slot};
+use crate::units::{DeviceName, NodeName, Session, Slot};
 
 /// Device-mapper and the family `dm-dst`. Methods block, but for milliseconds only;
 /// async callers put them on a blocking thread. Nothing here waits for a node's I/O except
@@ -59,11 +59,14 @@ pub trait Kernel: Send + Sync {
 
 /// The way to nodes: NBD connections and what they negotiate.
 pub trait Connector: Send + Sync + 'static {
-    /// What the export is; leaves no connection behind.
-    fn probe(&self, uri: &NbdUri) -> impl Future<Output = Result<Negotiated, ConnectError>> + Send;
+    /// A session that no server has seen yet, of this machine.
+    fn new_session(&self) -> Result<Session, ConnectError>;
+    /// What the export is; leaves no connection behind and never takes the writer role.
+    fn probe(&self, uri: &NbdUri) -> impl Future<Output = Result<Probed, ConnectError>> + Send;
     /// One connection, past the handshake, ready for the kernel: TCP_NODELAY, keepalive and user timeout set.
     fn connect(
         &self,
         uri: &NbdUri,
+        attach: &Attach,
     ) -> impl Future<Output = Result<Connection, ConnectError>> + Send;
 }

@@ -9,15 +9,16 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 
 use super::{
-    Access, ConnectError, Connection, Connector, DmUuid, Flush, Kernel, KernelError, KernelEvent,
-    LinksSet, LocalDevice, Negotiated, ObservedDevice, ObservedNode, local_device,
+    Access, Attach, ConnectError, Connection, Connector, DmUuid, Flush, Kernel, KernelError,
+    KernelEvent, LinksSet, LocalDevice, ObservedDevice, ObservedNode, Probed, local_device,
 };
 use crate::dm::Dm;
 use crate::nbd::client::HANDSHAKE_TIMEOUT;
+use crate::nbd::client_id::client_id;
 use crate::nbd::{self, NbdError, NbdUri};
 use crate::netlink::{NetlinkError, client as netlink, events};
 use crate::table::Line;
-use crate::units::{DeviceName, NodeName, Slot};
+use crate::units::{DeviceName, Id, NodeName, Session, Slot};
 
 #[derive(Debug)]
 pub struct RealKernel {
@@ -123,14 +124,27 @@ fn unreachable(uri: &NbdUri, error: &NbdError) -> ConnectError {
     }
 }
 
+fn this_client() -> Result<Id, ConnectError> {
+    client_id().map_err(|error| ConnectError {
+        message: error.to_string(),
+    })
+}
+
 impl Connector for RealConnector {
-    async fn probe(&self, uri: &NbdUri) -> Result<Negotiated, ConnectError> {
-        let probed = nbd::probe(uri, self.limit).await;
+    fn new_session(&self) -> Result<Session, ConnectError> {
+        Ok(Session {
+            client: this_client()?,
+            nonce: Id(rand::random()),
+        })
+    }
+
+    async fn probe(&self, uri: &NbdUri) -> Result<Probed, ConnectError> {
+        let probed = nbd::probe(uri, this_client()?, self.limit).await;
         probed.map_err(|e| unreachable(uri, &e))
     }
 
-    async fn connect(&self, uri: &NbdUri) -> Result<Connection, ConnectError> {
-        let connected = nbd::connect(uri, self.limit).await;
+    async fn connect(&self, uri: &NbdUri, attach: &Attach) -> Result<Connection, ConnectError> {
+        let connected = nbd::connect(uri, attach, self.limit).await;
         connected.map_err(|e| unreachable(uri, &e))
     }
 }
@@ -138,12 +152,24 @@ impl Connector for RealConnector {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::units::Generation;
 
     #[tokio::test]
     async fn an_unreachable_node_is_named_with_its_address() {
         let uri: NbdUri = "nbd+unix:///disk?socket=/nonexistent/s".parse().unwrap();
         let connector = RealConnector::default();
-        let text = connector.connect(&uri).await.unwrap_err().to_string();
+        let attach = Attach {
+            session: Session::default(),
+            slot: Slot(0),
+            generation: Generation(1),
+            fence: None,
+            steal: false,
+        };
+        let text = connector
+            .connect(&uri, &attach)
+            .await
+            .unwrap_err()
+            .to_string();
         assert!(
             text.starts_with("nbd+unix:///disk?socket=/nonexistent/s: "),
             "{text}"

@@ -12,7 +12,7 @@ use tokio::sync::mpsc;
 use super::*;
 use crate::plan::{Difference, compare};
 use crate::table::{DstArgs, Extent};
-use crate::units::{Bytes, DeviceNumber, Generation, Sectors};
+use crate::units::{Bytes, DeviceNumber, Generation, Id, Sectors};
 
 #[derive(Clone, Debug)]
 struct Table {
@@ -261,8 +261,11 @@ impl State {
         }
         let mut newest = node.generation;
         for link in &set.links {
-            if link.generation <= newest || link.slot.0 >= set.wanted {
-                return refuse(&what, Errno::ERANGE, "slot or generation out of range");
+            if link.generation <= newest {
+                return refuse(&what, Errno::ESTALE, "a generation that isn't new");
+            }
+            if link.slot.0 >= set.wanted {
+                return refuse(&what, Errno::ERANGE, "slot out of range");
             }
             newest = link.generation;
         }
@@ -275,6 +278,7 @@ impl State {
             return refuse(&what, Errno::EMEDIUMTYPE, reason);
         }
         node.generation = newest;
+        node.session = Some(set.session);
         node.negotiated = Some(set.negotiated);
         node.zero_copy = Some(set.zero_copy);
         node.wanted = set.wanted;
@@ -301,6 +305,7 @@ fn new_node(name: &NodeName) -> ObservedNode {
         name: name.clone(),
         state: NodeState::Waiting,
         reason: None,
+        session: None,
         negotiated: None,
         zero_copy: None,
         wanted: 1,
@@ -485,11 +490,19 @@ impl Kernel for SimKernel {
 
 /// Nodes by their URI; one that isn't there can't be reached.
 #[derive(Clone, Debug, Default)]
-pub struct SimNodes(Arc<Mutex<BTreeMap<String, Negotiated>>>);
+pub struct SimNodes {
+    exports: Arc<Mutex<BTreeMap<String, Negotiated>>>,
+    /// What connections were asked to become.
+    attached: Arc<Mutex<Vec<Attach>>>,
+}
 
 impl SimNodes {
     pub fn exports(&self) -> MutexGuard<'_, BTreeMap<String, Negotiated>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.exports.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub fn attached(&self) -> MutexGuard<'_, Vec<Attach>> {
+        self.attached.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn export(&self, uri: &NbdUri) -> Result<Negotiated, ConnectError> {
@@ -501,17 +514,31 @@ impl SimNodes {
 }
 
 impl Connector for SimNodes {
-    async fn probe(&self, uri: &NbdUri) -> Result<Negotiated, ConnectError> {
-        self.export(uri)
+    fn new_session(&self) -> Result<Session, ConnectError> {
+        Ok(Session {
+            client: Id([1; 16]),
+            nonce: Id(rand::random()),
+        })
     }
 
-    async fn connect(&self, uri: &NbdUri) -> Result<Connection, ConnectError> {
+    async fn probe(&self, uri: &NbdUri) -> Result<Probed, ConnectError> {
+        Ok(Probed {
+            negotiated: self.export(uri)?,
+            writer: None,
+        })
+    }
+
+    async fn connect(&self, uri: &NbdUri, attach: &Attach) -> Result<Connection, ConnectError> {
         let negotiated = self.export(uri)?;
+        self.attached().push(*attach);
         let file = std::fs::File::open("/dev/null").map_err(|error| ConnectError {
             message: error.to_string(),
         })?;
         Ok(Connection {
             negotiated,
+            fenced: attach
+                .fence
+                .map_or(FenceAnswer::NotAsked, FenceAnswer::Fenced),
             socket: file.into(),
             same_host: false,
         })
@@ -527,5 +554,7 @@ pub fn export(sectors: u64, flags: u16) -> Negotiated {
         pref_block: 4096,
         max_payload: 32 << 20,
         description: None,
+        identity: None,
+        incarnation: None,
     }
 }

@@ -8,7 +8,9 @@ use serde::Serialize;
 use thiserror::Error;
 
 use crate::table::Line;
-use crate::units::{Bytes, DeviceName, DeviceNumber, Generation, NodeName, Sectors, Slot};
+use crate::units::{
+    Bytes, DeviceName, DeviceNumber, Generation, Id, NodeName, Sectors, Session, Slot,
+};
 
 /// NBD transmission flags, as the server sent them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize)]
@@ -23,7 +25,10 @@ impl NbdFlags {
     pub const ROTATIONAL: u16 = 1 << 4;
     pub const SEND_TRIM: u16 = 1 << 5;
     pub const SEND_WRITE_ZEROES: u16 = 1 << 6;
+    pub const SEND_DF: u16 = 1 << 7;
     pub const CAN_MULTI_CONN: u16 = 1 << 8;
+    pub const SEND_CACHE: u16 = 1 << 10;
+    pub const SEND_FAST_ZERO: u16 = 1 << 11;
 
     pub fn has(self, flag: u16) -> bool {
         self.0 & flag != 0
@@ -49,12 +54,62 @@ pub struct Negotiated {
     pub max_payload: u32,
     /// The server's own words about the export.
     pub description: Option<String>,
+    /// What the export is, wherever it is served; only our own node server tells.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub identity: Option<Id>,
+    /// Another one when writes that weren't flushed can have been lost; only our own node server tells.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub incarnation: Option<Id>,
+}
+
+/// What a probe finds.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Probed {
+    #[serde(flatten)]
+    pub negotiated: Negotiated,
+    /// `None`: the server doesn't tell who may write.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub writer: Option<Writer>,
+}
+
+/// Who may write to an export.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Writer {
+    /// It is another client than this machine.
+    pub other: bool,
+    /// The server's words; empty: nobody.
+    pub text: String,
+}
+
+/// What a connection is to become.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Attach {
+    pub session: Session,
+    pub slot: Slot,
+    pub generation: Generation,
+    /// Links that this slot had up to this generation are lost: have the server end them for good first.
+    pub fence: Option<Generation>,
+    /// Take the writer role from whoever has it.
+    pub steal: bool,
+}
+
+/// What became of the fence that [`Attach`] asked for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum FenceAnswer {
+    NotAsked,
+    /// The server's word: no request of the slot's links up to this generation can be applied any more.
+    Fenced(Generation),
+    /// A stock server.
+    Unsupported,
+    /// Our own, with its reason.
+    Refused(String),
 }
 
 /// One connection after the handshake.
 #[derive(Debug)]
 pub struct Connection {
     pub negotiated: Negotiated,
+    pub fenced: FenceAnswer,
     pub socket: OwnedFd,
     /// A Unix socket or an address of this host: `zero_copy: auto` is off there.
     pub same_host: bool,
@@ -182,6 +237,9 @@ pub struct ObservedNode {
     pub name: NodeName,
     pub state: NodeState,
     pub reason: Option<String>,
+    /// Whose links these are. Not shown: who knows it can speak for this machine.
+    #[serde(skip)]
+    pub session: Option<Session>,
     pub negotiated: Option<Negotiated>,
     pub zero_copy: Option<bool>,
     pub wanted: u32,
@@ -211,6 +269,7 @@ pub struct NewLink {
 #[derive(Debug)]
 pub struct LinksSet {
     pub node: NodeName,
+    pub session: Session,
     pub negotiated: Negotiated,
     pub wanted: u32,
     pub zero_copy: bool,

@@ -14,8 +14,9 @@ use super::limits::{BlockLimits, check_export};
 use super::proto::{self, Info, ReplyHeader};
 use super::socket::Stream;
 use super::uri::NbdUri;
-use crate::kernel::{Connection, NbdFlags, Negotiated};
-use crate::units::Bytes;
+use crate::export::wire::{self, FenceRequest, SessionReply, SessionRequest};
+use crate::kernel::{Attach, Connection, FenceAnswer, NbdFlags, Negotiated, Probed, Writer};
+use crate::units::{Bytes, Generation, Id, Session};
 
 /// From resolving the name to the end of the handshake.
 pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -27,13 +28,21 @@ const INFO_REPLIES_MAX: usize = 64;
 const LIST_REPLIES_MAX: usize = 1000;
 const WANTED: [u16; 2] = [proto::INFO_DESCRIPTION, proto::INFO_BLOCK_SIZE];
 
-/// One connection in transmission phase.
-pub async fn connect(uri: &NbdUri, limit: Duration) -> Result<Connection, NbdError> {
+/// One connection in transmission phase, as a link of a session where the server knows sessions.
+pub async fn connect(
+    uri: &NbdUri,
+    attach: &Attach,
+    limit: Duration,
+) -> Result<Connection, NbdError> {
     let deadline = Deadline::new(limit);
     let mut stream = open(uri, deadline).await?;
-    let negotiated = match &mut stream {
-        Stream::Tcp(tcp) => Handshake::new(tcp, deadline).attach(&uri.export).await?,
-        Stream::Unix(unix) => Handshake::new(unix, deadline).attach(&uri.export).await?,
+    let export = &uri.export;
+    let (negotiated, fenced) = match &mut stream {
+        Stream::Tcp(tcp) => Handshake::new(tcp, deadline).attach(export, attach).await?,
+        Stream::Unix(unix) => {
+            let handshake = Handshake::new(unix, deadline);
+            handshake.attach(export, attach).await?
+        }
     };
     let same_host = stream.same_host();
     let socket = stream.into_fd().map_err(|error| NbdError::Broken {
@@ -42,17 +51,19 @@ pub async fn connect(uri: &NbdUri, limit: Duration) -> Result<Connection, NbdErr
     })?;
     Ok(Connection {
         negotiated,
+        fenced,
         socket,
         same_host,
     })
 }
 
-/// What the export is; never enters the transmission phase where the server can tell without.
-pub async fn probe(uri: &NbdUri, limit: Duration) -> Result<Negotiated, NbdError> {
+/// What the export is, and who may write to it; never enters the transmission phase where the server can tell without.
+pub async fn probe(uri: &NbdUri, client: Id, limit: Duration) -> Result<Probed, NbdError> {
     let deadline = Deadline::new(limit);
+    let export = &uri.export;
     match &mut open(uri, deadline).await? {
-        Stream::Tcp(tcp) => Handshake::new(tcp, deadline).probe(&uri.export).await,
-        Stream::Unix(unix) => Handshake::new(unix, deadline).probe(&uri.export).await,
+        Stream::Tcp(tcp) => Handshake::new(tcp, deadline).probe(export, client).await,
+        Stream::Unix(unix) => Handshake::new(unix, deadline).probe(export, client).await,
     }
 }
 
@@ -129,6 +140,8 @@ impl Told {
             pref_block: limits.preferred,
             max_payload: limits.maximum,
             description: self.description.filter(|text| !text.is_empty()),
+            identity: None,
+            incarnation: None,
         })
     }
 }
@@ -150,27 +163,140 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin> Handshake<'a, S> {
         Handshake { stream, deadline }
     }
 
-    pub(super) async fn attach(mut self, export: &str) -> Result<Negotiated, NbdError> {
+    pub(super) async fn attach(
+        mut self,
+        export: &str,
+        attach: &Attach,
+    ) -> Result<(Negotiated, FenceAnswer), NbdError> {
         let flags = self.greet().await?;
-        self.enter(export, flags).await
+        let mut answer = None;
+        if flags & proto::FLAG_FIXED_NEWSTYLE != 0 {
+            let request = SessionRequest {
+                steal: attach.steal,
+                identify_only: false,
+                slot: attach.slot.0,
+                generation: attach.generation.0.into(),
+                session: attach.session,
+                export: export.to_owned(),
+            };
+            answer = self.introduce(&request).await?;
+        }
+        let fenced = match attach.fence {
+            None => FenceAnswer::NotAsked,
+            Some(_) if answer.is_none() => FenceAnswer::Unsupported,
+            Some(generation) => self.fence(export, attach, generation).await?,
+        };
+        let negotiated = match (self.enter(export, flags).await, &answer) {
+            // Whether it is the writer role that stands in the way, or an allow list.
+            (Err(NbdError::Policy { export, text }), Some(told)) if told.held_by_other => {
+                return Err(NbdError::Held { export, text });
+            }
+            (entered, _) => entered?,
+        };
+        Ok((identified(negotiated, answer.as_ref()), fenced))
     }
 
-    pub(super) async fn probe(mut self, export: &str) -> Result<Negotiated, NbdError> {
+    pub(super) async fn probe(mut self, export: &str, client: Id) -> Result<Probed, NbdError> {
         let flags = self.greet().await?;
-        if flags & proto::FLAG_FIXED_NEWSTYLE != 0
-            && let Answer::Told(told) = self.ask(proto::OPT_INFO, export).await?
-            && told.is_trustworthy()
-        {
-            let negotiated = told.finish(proto::OPT_INFO)?;
-            // The server may close without answering; the facts are already here.
-            let _ = self
-                .send(&proto::encode_option(proto::OPT_ABORT, b""), "leaving")
-                .await;
-            return Ok(negotiated);
+        let mut answer = None;
+        if flags & proto::FLAG_FIXED_NEWSTYLE != 0 {
+            let request = SessionRequest {
+                steal: false,
+                identify_only: true,
+                slot: 0,
+                generation: 0,
+                session: Session {
+                    client,
+                    nonce: Id::default(),
+                },
+                export: export.to_owned(),
+            };
+            answer = self.introduce(&request).await?;
+            // A server that knows sessions opens its exports before it listens: it knows their size.
+            if let Answer::Told(told) = self.ask(proto::OPT_INFO, export).await?
+                && (answer.is_some() || told.is_trustworthy())
+            {
+                let negotiated = told.finish(proto::OPT_INFO)?;
+                // The server may close without answering; the facts are already here.
+                let _ = self
+                    .send(&proto::encode_option(proto::OPT_ABORT, b""), "leaving")
+                    .await;
+                return Ok(probed(negotiated, answer));
+            }
         }
         let negotiated = self.enter(export, flags).await?;
         let _ = self.send(&proto::encode_disconnect(), "leaving").await;
-        Ok(negotiated)
+        Ok(probed(negotiated, answer))
+    }
+
+    /// SESSION; `None`: the server doesn't know it.
+    async fn introduce(
+        &mut self,
+        request: &SessionRequest,
+    ) -> Result<Option<SessionReply>, NbdError> {
+        let option = wire::OPT_SESSION;
+        let name = proto::option_name(option);
+        let bytes = proto::encode_option(option, &request.encode());
+        self.send(&bytes, &format!("sending {name}")).await?;
+        let bad = |why: String| NbdError::BadReply { option: name, why };
+        let mut told = None;
+        for _ in 0..INFO_REPLIES_MAX {
+            let (kind, data) = self.reply(option).await?;
+            match kind {
+                proto::REP_ACK => {
+                    let silent = || bad("it doesn't tell what the export is".to_owned());
+                    return told.ok_or_else(silent).map(Some);
+                }
+                wire::REP_SESSION => {
+                    told = Some(SessionReply::decode(&data).map_err(|e| bad(e.to_string()))?);
+                }
+                proto::REP_ERR_UNSUP => return Ok(None),
+                kind if kind & proto::REP_ERROR_BIT != 0 => {
+                    return Err(self.refused(option, kind, &data, &request.export).await);
+                }
+                kind => return Err(bad(format!("reply type {kind} doesn't belong to it"))),
+            }
+        }
+        Err(bad(format!(
+            "more than {INFO_REPLIES_MAX} replies without an end"
+        )))
+    }
+
+    /// FENCE. A refusal is told and no obstacle: the kernel has other fences.
+    async fn fence(
+        &mut self,
+        export: &str,
+        attach: &Attach,
+        generation: Generation,
+    ) -> Result<FenceAnswer, NbdError> {
+        let option = wire::OPT_FENCE;
+        let request = FenceRequest {
+            slot: attach.slot.0,
+            generation: generation.0.into(),
+            session: attach.session,
+            export: export.to_owned(),
+        };
+        let bytes = proto::encode_option(option, &request.encode());
+        let name = proto::option_name(option);
+        self.send(&bytes, &format!("sending {name}")).await?;
+        match self.reply(option).await {
+            Ok((proto::REP_ACK, _)) => Ok(FenceAnswer::Fenced(generation)),
+            Ok((proto::REP_ERR_UNSUP, _)) => Ok(FenceAnswer::Unsupported),
+            Ok((kind, data)) if kind & proto::REP_ERROR_BIT != 0 => {
+                let text = proto::printable(&data);
+                let refusal = NbdError::from_reply(option, kind, text, export);
+                Ok(FenceAnswer::Refused(refusal.to_string()))
+            }
+            Ok((kind, _)) => Err(NbdError::BadReply {
+                option: name,
+                why: format!("reply type {kind} doesn't belong to it"),
+            }),
+            Err(NbdError::Timeout { after, .. }) => Err(NbdError::FenceUnanswered {
+                slot: attach.slot,
+                after,
+            }),
+            Err(error) => Err(error),
+        }
     }
 
     /// Reads the greeting, answers with the client's flags, returns the server's.
@@ -358,6 +484,24 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin> Handshake<'a, S> {
             }
         }
         Ok(())
+    }
+}
+
+fn identified(negotiated: Negotiated, answer: Option<&SessionReply>) -> Negotiated {
+    Negotiated {
+        identity: answer.map(|told| told.identity),
+        incarnation: answer.map(|told| told.incarnation),
+        ..negotiated
+    }
+}
+
+fn probed(negotiated: Negotiated, answer: Option<SessionReply>) -> Probed {
+    Probed {
+        negotiated: identified(negotiated, answer.as_ref()),
+        writer: answer.map(|told| Writer {
+            other: told.held_by_other,
+            text: told.holder,
+        }),
     }
 }
 

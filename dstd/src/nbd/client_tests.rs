@@ -10,29 +10,33 @@ use tokio::task::JoinHandle;
 use super::client::{Deadline, Handshake};
 use super::error::NbdError;
 use super::proto::{self, Info, ReplyHeader};
-use crate::kernel::{NbdFlags, Negotiated};
+use crate::export::wire;
+use crate::kernel::{Attach, NbdFlags, Negotiated};
+use crate::units::{Generation, Id, Session, Slot};
 
 const FIXED: u16 = proto::FLAG_FIXED_NEWSTYLE | proto::FLAG_NO_ZEROES;
-const FLAGS: NbdFlags = NbdFlags(NbdFlags::HAS_FLAGS | NbdFlags::SEND_FLUSH);
+pub const FLAGS: NbdFlags = NbdFlags(NbdFlags::HAS_FLAGS | NbdFlags::SEND_FLUSH);
 const GIB: u64 = 1 << 30;
 
 type Answers = Box<dyn FnMut(u32, &[u8]) -> Vec<u8> + Send>;
 
 /// A server that says what its script says; `cut` hangs up after that many bytes.
-struct Script {
+pub struct Script {
     greeting: Vec<u8>,
     answers: Answers,
-    cut: usize,
+    pub cut: usize,
+    /// The script answers SESSION and FENCE too; else they are unknown, and neither counted nor heard.
+    pub sessions: bool,
 }
 
 /// What a script's server was told: the client's flags and the options with their data.
-type Heard = (u32, Vec<(u32, Vec<u8>)>);
+pub type Heard = (u32, Vec<(u32, Vec<u8>)>);
 
 fn greeting(flags: u16) -> Vec<u8> {
     [&b"NBDMAGICIHAVEOPT"[..], &flags.to_be_bytes()].concat()
 }
 
-fn reply(option: u32, kind: u32, data: &[u8]) -> Vec<u8> {
+pub fn reply(option: u32, kind: u32, data: &[u8]) -> Vec<u8> {
     let length = data.len() as u32;
     let header = ReplyHeader {
         magic: proto::REPLY_MAGIC,
@@ -43,7 +47,7 @@ fn reply(option: u32, kind: u32, data: &[u8]) -> Vec<u8> {
     [&header.encode()[..], data].concat()
 }
 
-fn infos(option: u32, infos: &[Info]) -> Vec<u8> {
+pub fn infos(option: u32, infos: &[Info]) -> Vec<u8> {
     let mut out = Vec::new();
     for info in infos {
         out.extend(reply(option, proto::REP_INFO, &info.encode()));
@@ -70,7 +74,7 @@ fn good_infos() -> Vec<Info> {
 }
 
 /// Answers GO and INFO well, then says "LATER"; everything else is unknown to it.
-fn good(option: u32, _: &[u8]) -> Vec<u8> {
+pub fn good(option: u32, _: &[u8]) -> Vec<u8> {
     match option {
         proto::OPT_GO => [infos(option, &good_infos()), b"LATER".to_vec()].concat(),
         proto::OPT_INFO => infos(option, &good_infos()),
@@ -78,11 +82,12 @@ fn good(option: u32, _: &[u8]) -> Vec<u8> {
     }
 }
 
-fn script(answers: impl FnMut(u32, &[u8]) -> Vec<u8> + Send + 'static) -> Script {
+pub fn script(answers: impl FnMut(u32, &[u8]) -> Vec<u8> + Send + 'static) -> Script {
     Script {
         greeting: greeting(FIXED),
         answers: Box::new(answers),
         cut: usize::MAX,
+        sessions: false,
     }
 }
 
@@ -107,6 +112,13 @@ async fn serve(mut script: Script, mut stream: DuplexStream) -> Heard {
         if stream.read_exact(&mut data).await.is_err() {
             break;
         }
+        if !script.sessions && (option == wire::OPT_SESSION || option == wire::OPT_FENCE) {
+            let unknown = reply(option, proto::REP_ERR_UNSUP, b"");
+            if stream.write_all(&unknown).await.is_err() {
+                break;
+            }
+            continue;
+        }
         let answer = (script.answers)(option, &data);
         heard.1.push((option, data));
         if !say(&mut stream, &answer, &mut left).await {
@@ -123,27 +135,53 @@ async fn say(stream: &mut DuplexStream, bytes: &[u8], left: &mut usize) -> bool 
 }
 
 /// `segment`: bytes on the way at a time.
-fn start(script: Script, segment: usize) -> (DuplexStream, JoinHandle<Heard>) {
+pub fn start(script: Script, segment: usize) -> (DuplexStream, JoinHandle<Heard>) {
     let (client, server) = duplex(segment);
     (client, tokio::spawn(serve(script, server)))
 }
 
-fn soon() -> Deadline {
+pub fn soon() -> Deadline {
     Deadline::new(Duration::from_secs(10))
+}
+
+/// The third link of a session, whose slot lost one.
+pub const ATTACH: Attach = Attach {
+    session: Session {
+        client: Id([0xaa; 16]),
+        nonce: Id([0xbb; 16]),
+    },
+    slot: Slot(2),
+    generation: Generation(9),
+    fence: Some(Generation(8)),
+    steal: false,
+};
+
+async fn attach_to(
+    stream: &mut DuplexStream,
+    deadline: Deadline,
+    export: &str,
+) -> Result<Negotiated, NbdError> {
+    let handshake = Handshake::new(stream, deadline);
+    let (negotiated, _) = handshake.attach(export, &ATTACH).await?;
+    Ok(negotiated)
 }
 
 async fn attach(script: Script) -> (Result<Negotiated, NbdError>, Heard) {
     let (mut stream, server) = start(script, 4096);
-    let result = Handshake::new(&mut stream, soon()).attach("disk").await;
+    let result = attach_to(&mut stream, soon(), "disk").await;
     drop(stream);
     (result, server.await.unwrap())
 }
 
 async fn probe(script: Script) -> (Result<Negotiated, NbdError>, Heard) {
     let (mut stream, server) = start(script, 4096);
-    let result = Handshake::new(&mut stream, soon()).probe("disk").await;
+    let handshake = Handshake::new(&mut stream, soon());
+    let result = handshake.probe("disk", ATTACH.session.client).await;
     drop(stream);
-    (result, server.await.unwrap())
+    (
+        result.map(|probed| probed.negotiated),
+        server.await.unwrap(),
+    )
 }
 
 /// The text of the refusal of GO by one reply.
@@ -156,7 +194,7 @@ async fn refusal(kind: u32, text: &'static [u8]) -> String {
     result.unwrap_err().to_string()
 }
 
-fn assert_good(negotiated: &Negotiated) {
+pub fn assert_good(negotiated: &Negotiated) {
     assert_eq!(negotiated.size.0, GIB);
     assert_eq!(negotiated.flags, FLAGS);
     let sizes = (
@@ -172,10 +210,7 @@ fn assert_good(negotiated: &Negotiated) {
 async fn go_negotiates_and_reads_no_byte_too_many() {
     for segment in [1, 7, 4096] {
         let (mut stream, server) = start(script(good), segment);
-        let negotiated = Handshake::new(&mut stream, soon())
-            .attach("disk")
-            .await
-            .unwrap();
+        let negotiated = attach_to(&mut stream, soon(), "disk").await.unwrap();
         assert_good(&negotiated);
         let mut later = [0; 5];
         stream.read_exact(&mut later).await.unwrap();
@@ -282,10 +317,7 @@ async fn servers_without_go_are_entered_by_export_name() {
     ];
     for (flags, zeroes, asked) in cases {
         let (mut stream, server) = start(export_name_server(flags, zeroes), 4096);
-        let negotiated = Handshake::new(&mut stream, soon())
-            .attach("disk")
-            .await
-            .unwrap();
+        let negotiated = attach_to(&mut stream, soon(), "disk").await.unwrap();
         assert_eq!((negotiated.size.0, negotiated.flags), (GIB, FLAGS));
         let sizes = (
             negotiated.min_block,
@@ -412,8 +444,7 @@ async fn strangers_are_told_by_their_greeting() {
         stream = client;
         other.write_all(greeting).await.unwrap();
         drop(other);
-        let text = Handshake::new(&mut stream, soon())
-            .attach("x")
+        let text = attach_to(&mut stream, soon(), "x")
             .await
             .unwrap_err()
             .to_string();
@@ -507,20 +538,14 @@ async fn insane_block_sizes_are_refused() {
 async fn silence_ends_at_the_deadline_and_says_where() {
     let (client, _server) = duplex(4096);
     let mut stream = client;
-    let error = Handshake::new(&mut stream, soon())
-        .attach("x")
-        .await
-        .unwrap_err();
+    let error = attach_to(&mut stream, soon(), "x").await.unwrap_err();
     let text = error.to_string();
     assert!(text.contains("no answer within 10 s"), "{text}");
     assert!(text.contains("is it an NBD server?"), "{text}");
 
     let (mut stream, _server) = start(script(|_, _| Vec::new()), 4096);
     let limit = Deadline::new(Duration::from_millis(500));
-    let error = Handshake::new(&mut stream, limit)
-        .attach("x")
-        .await
-        .unwrap_err();
+    let error = attach_to(&mut stream, limit, "x").await.unwrap_err();
     let expected = "no answer within 0.5 s: waiting for the answer to NBD_OPT_GO";
     assert_eq!(error.to_string(), expected);
 }
@@ -541,10 +566,7 @@ async fn a_trickling_server_meets_the_same_deadline() {
         }
     });
     let begin = tokio::time::Instant::now();
-    let error = Handshake::new(&mut client, soon())
-        .attach("x")
-        .await
-        .unwrap_err();
+    let error = attach_to(&mut client, soon(), "x").await.unwrap_err();
     assert!(matches!(error, NbdError::Timeout { .. }), "{error}");
     assert_eq!(begin.elapsed().as_secs(), 10);
 }
@@ -563,7 +585,7 @@ proptest! {
             let (mut client, mut server) = duplex(1 << 16);
             server.write_all(&bytes).await.unwrap();
             server.shutdown().await.unwrap();
-            let _ = Handshake::new(&mut client, soon()).attach("x").await;
+            let _ = attach_to(&mut client, soon(), "x").await;
         });
     }
 }

@@ -9,6 +9,7 @@ use std::time::Duration;
 use thiserror::Error;
 
 use super::proto;
+use crate::units::Slot;
 
 #[derive(Debug, Error)]
 pub enum NbdError {
@@ -53,6 +54,16 @@ pub enum NbdError {
     TlsRequired(String),
     #[error("the server's policy forbids export `{export}`{}", quoted(.text))]
     Policy { export: String, text: String },
+    #[error(
+        "export `{export}` has one writer at a time, and it isn't this machine{}; `dstd apply --steal NODE` \
+         takes it from the holder", quoted(.text)
+    )]
+    Held { export: String, text: String },
+    #[error(
+        "no answer within {}: the server still works on requests of the lost link in slot {slot}, which must be \
+         finished before a new link may take its place", humane(*.after)
+    )]
+    FenceUnanswered { slot: Slot, after: Duration },
     #[error("the server is shutting down{}", quoted(.0))]
     ShuttingDown(String),
     #[error("the server refused {option}: {kind}{}", quoted(.text))]

@@ -5,6 +5,7 @@
 //! Never sends a READ or WRITE: data I/O is the kernel's alone.
 
 pub mod client;
+pub mod client_id;
 pub mod error;
 pub mod limits;
 pub mod proto;
@@ -19,3 +20,5 @@ pub use uri::{Address, Host, NbdUri, UriError};
 mod client_tests;
 #[cfg(test)]
 mod peer_tests;
+#[cfg(test)]
+mod session_tests;

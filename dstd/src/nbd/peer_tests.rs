@@ -14,6 +14,7 @@ use nix::unistd::Pid;
 use tempfile::TempDir;
 
 use super::client::{connect, probe};
+use super::client_tests::ATTACH;
 use super::error::NbdError;
 use super::proto;
 use super::uri::NbdUri;
@@ -94,11 +95,11 @@ impl Server {
     async fn probe(&self, uri: &NbdUri) -> Result<Negotiated, NbdError> {
         let deadline = Instant::now() + LIMIT;
         loop {
-            match probe(uri, LIMIT).await {
+            match probe(uri, ATTACH.session.client, LIMIT).await {
                 Err(NbdError::Connect { .. }) if Instant::now() < deadline => {
                     tokio::time::sleep(Duration::from_millis(10)).await;
                 }
-                result => return result,
+                result => return result.map(|probed| probed.negotiated),
             }
         }
     }
@@ -151,7 +152,7 @@ async fn nbdkit_over_a_unix_socket() {
     assert_eq!(negotiated.size.0, MIB + 512);
     assert!(negotiated.flags.has(NbdFlags::SEND_FLUSH) && negotiated.flags.multi_conn());
     assert!(!negotiated.flags.read_only());
-    let connection = connect(&uri, LIMIT).await.unwrap();
+    let connection = connect(&uri, &ATTACH, LIMIT).await.unwrap();
     assert!(connection.same_host);
     assert_eq!(connection.negotiated, negotiated);
     assert_reads(connection, true, 1024, &content[1024..5120]);
@@ -186,7 +187,7 @@ async fn nbdkit_block_sizes_read_only_over_tcp_and_ipv6() {
     );
     assert_eq!(sizes, (4096, 65536, 512 * 1024));
     assert!(negotiated.flags.read_only());
-    let connection = connect(&uri, LIMIT).await.unwrap();
+    let connection = connect(&uri, &ATTACH, LIMIT).await.unwrap();
     assert!(connection.same_host);
     assert_reads(connection, false, 0, &[0; 4096]);
 }
@@ -230,7 +231,7 @@ async fn nbdkit_that_wants_tls_is_told_from_others() {
     let uri = server.unix("");
     let error = server.probe(&uri).await.unwrap_err();
     assert!(matches!(error, NbdError::TlsRequired(_)), "{error}");
-    let error = connect(&uri, LIMIT).await.unwrap_err();
+    let error = connect(&uri, &ATTACH, LIMIT).await.unwrap_err();
     assert!(matches!(error, NbdError::TlsRequired(_)), "{error}");
 }
 
@@ -274,7 +275,7 @@ async fn qemu_nbd_with_name_and_description() {
             .flags
             .has(NbdFlags::SEND_FUA | NbdFlags::SEND_TRIM)
     );
-    let connection = connect(&uri, LIMIT).await.unwrap();
+    let connection = connect(&uri, &ATTACH, LIMIT).await.unwrap();
     assert_reads(connection, true, 3 * MIB, &content[3 * MIB as usize..]);
     let text = server
         .probe(&server.unix("other"))
@@ -304,7 +305,7 @@ async fn nbd_server_over_loopback() {
     let negotiated = server.probe(&uri).await.unwrap();
     assert_eq!(negotiated.size.0, MIB);
     assert!(negotiated.flags.has(NbdFlags::SEND_FLUSH));
-    let connection = connect(&uri, LIMIT).await.unwrap();
+    let connection = connect(&uri, &ATTACH, LIMIT).await.unwrap();
     assert_reads(connection, false, 512, &content[512..2048]);
     let uri: NbdUri = format!("nbd://127.0.0.1:{port}/nope").parse().unwrap();
     let text = server.probe(&uri).await.unwrap_err().to_string();
@@ -315,14 +316,20 @@ async fn nbd_server_over_loopback() {
 async fn nothing_listens() {
     let port = free_port();
     let uri: NbdUri = format!("nbd://127.0.0.1:{port}/x").parse().unwrap();
-    let text = probe(&uri, LIMIT).await.unwrap_err().to_string();
+    let text = probe(&uri, ATTACH.session.client, LIMIT)
+        .await
+        .unwrap_err()
+        .to_string();
     assert!(
         text.contains(&format!("can't connect to 127.0.0.1:{port}")),
         "{text}"
     );
     assert!(text.contains("refused"), "{text}");
     let uri: NbdUri = "nbd+unix:///x?socket=/nonexistent/s".parse().unwrap();
-    let text = probe(&uri, LIMIT).await.unwrap_err().to_string();
+    let text = probe(&uri, ATTACH.session.client, LIMIT)
+        .await
+        .unwrap_err()
+        .to_string();
     assert!(text.contains("/nonexistent/s: No such file"), "{text}");
     assert!(!Path::new("/nonexistent").exists());
 }

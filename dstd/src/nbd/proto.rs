@@ -1,8 +1,9 @@
 //! The NBD handshake's numbers and messages (doc/proto.md of the NBD project).
 //!
 //! Owns encoding and decoding of greetings, options and option replies, as pure functions.
-//! Called by the client; a node server would use the same. Never does I/O.
+//! Called by the client (`nbd::client`) and by the node server's handshake (`export`). Never does I/O.
 
+use crate::export::wire;
 use crate::kernel::NbdFlags;
 
 /// First eight bytes of every server: "NBDMAGIC".
@@ -22,12 +23,18 @@ pub const FLAG_NO_ZEROES: u16 = 1 << 1;
 pub const OPT_EXPORT_NAME: u32 = 1;
 pub const OPT_ABORT: u32 = 2;
 pub const OPT_LIST: u32 = 3;
+pub const OPT_STARTTLS: u32 = 5;
 pub const OPT_INFO: u32 = 6;
 pub const OPT_GO: u32 = 7;
+pub const OPT_STRUCTURED_REPLY: u32 = 8;
+pub const OPT_LIST_META_CONTEXT: u32 = 9;
+pub const OPT_SET_META_CONTEXT: u32 = 10;
+pub const OPT_EXTENDED_HEADERS: u32 = 11;
 
 pub const REP_ACK: u32 = 1;
 pub const REP_SERVER: u32 = 2;
 pub const REP_INFO: u32 = 3;
+pub const REP_META_CONTEXT: u32 = 4;
 pub const REP_ERROR_BIT: u32 = 1 << 31;
 pub const REP_ERR_UNSUP: u32 = REP_ERROR_BIT | 1;
 pub const REP_ERR_POLICY: u32 = REP_ERROR_BIT | 2;
@@ -38,6 +45,7 @@ pub const REP_ERR_UNKNOWN: u32 = REP_ERROR_BIT | 6;
 pub const REP_ERR_SHUTDOWN: u32 = REP_ERROR_BIT | 7;
 pub const REP_ERR_BLOCK_SIZE_REQD: u32 = REP_ERROR_BIT | 8;
 pub const REP_ERR_TOO_BIG: u32 = REP_ERROR_BIT | 9;
+pub const REP_ERR_EXT_HEADER_REQD: u32 = REP_ERROR_BIT | 10;
 
 pub const INFO_EXPORT: u16 = 0;
 pub const INFO_NAME: u16 = 1;
@@ -49,6 +57,9 @@ pub const CMD_DISC: u16 = 2;
 /// Zeroes after an EXPORT_NAME answer, unless both sides agreed to leave them out.
 pub const EXPORT_NAME_ZEROES: usize = 124;
 pub const REPLY_HEADER_LEN: usize = 20;
+pub const OPTION_HEADER_LEN: usize = 16;
+/// No string of the protocol is longer, in bytes.
+pub const STRING_MAX: usize = 4096;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ReplyHeader {
@@ -79,6 +90,23 @@ impl ReplyHeader {
 
     pub fn is_error(self) -> bool {
         self.kind & REP_ERROR_BIT != 0
+    }
+}
+
+/// What begins each option, after its magic.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct OptionHeader {
+    pub option: u32,
+    pub length: u32,
+}
+
+impl OptionHeader {
+    /// `None`: that isn't the start of an option.
+    pub fn decode(bytes: &[u8; OPTION_HEADER_LEN]) -> Option<Self> {
+        (u64_at(bytes, 0) == IHAVEOPT).then(|| OptionHeader {
+            option: u32_at(bytes, 8),
+            length: u32_at(bytes, 12),
+        })
     }
 }
 
@@ -177,6 +205,101 @@ pub fn encode_info_request(export: &str, wanted: &[u16]) -> Vec<u8> {
     out
 }
 
+/// The data of OPT_GO and OPT_INFO, as the server reads it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct InfoRequest {
+    pub name: String,
+    pub wanted: Vec<u16>,
+}
+
+impl InfoRequest {
+    /// `None`: lengths that don't add up, or a name that is no UTF-8.
+    pub fn decode(data: &[u8]) -> Option<Self> {
+        let (name, rest) = take_string(data)?;
+        let (count, kinds) = rest.split_at_checked(2)?;
+        if kinds.len() != 2 * usize::from(u16_at(count, 0)) {
+            return None;
+        }
+        let wanted = kinds.chunks_exact(2).map(|kind| u16_at(kind, 0)).collect();
+        Some(InfoRequest { name, wanted })
+    }
+
+    pub fn wants(&self, kind: u16) -> bool {
+        self.wanted.contains(&kind)
+    }
+}
+
+/// The data of OPT_LIST_META_CONTEXT and OPT_SET_META_CONTEXT.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MetaRequest {
+    pub name: String,
+    pub queries: Vec<String>,
+}
+
+impl MetaRequest {
+    /// `None`: lengths that don't add up, or a text that is no UTF-8.
+    pub fn decode(data: &[u8]) -> Option<Self> {
+        let (name, rest) = take_string(data)?;
+        let (count, mut rest) = rest.split_at_checked(4)?;
+        let mut queries = Vec::new();
+        // Each query takes four bytes at least, so a count that lies ends at the end of the data.
+        for _ in 0..u32_at(count, 0) {
+            let (query, after) = take_string(rest)?;
+            queries.push(query);
+            rest = after;
+        }
+        rest.is_empty().then_some(MetaRequest { name, queries })
+    }
+
+    pub fn encode(&self) -> Vec<u8> {
+        let mut out = string(&self.name);
+        out.extend((self.queries.len() as u32).to_be_bytes());
+        for query in &self.queries {
+            out.extend(string(query));
+        }
+        out
+    }
+}
+
+/// One option reply, whole. `data` is far below 4 GiB.
+pub fn encode_reply(option: u32, kind: u32, data: &[u8]) -> Vec<u8> {
+    let header = ReplyHeader {
+        magic: REPLY_MAGIC,
+        option,
+        kind,
+        length: data.len() as u32,
+    };
+    [&header.encode()[..], data].concat()
+}
+
+/// The data of a REP_SERVER reply: a name, and words about it for people.
+pub fn encode_server_reply(name: &str, words: &str) -> Vec<u8> {
+    let mut out = string(name);
+    out.extend(words.as_bytes());
+    out
+}
+
+/// The data of a REP_META_CONTEXT reply.
+pub fn encode_meta_context(id: u32, name: &str) -> Vec<u8> {
+    [&id.to_be_bytes()[..], name.as_bytes()].concat()
+}
+
+/// A text and its length before it.
+fn string(text: &str) -> Vec<u8> {
+    [&(text.len() as u32).to_be_bytes()[..], text.as_bytes()].concat()
+}
+
+/// A text with its length before it, and what follows; `None`: it doesn't fit, is too long, or is no UTF-8.
+fn take_string(data: &[u8]) -> Option<(String, &[u8])> {
+    let (length, rest) = data.split_at_checked(4)?;
+    let length = u32_at(length, 0) as usize;
+    if length > STRING_MAX {
+        return None;
+    }
+    let (text, rest) = rest.split_at_checked(length)?;
+    Some((std::str::from_utf8(text).ok()?.to_owned(), rest))
+}
+
 /// The export name in a REP_SERVER reply; `None`: its lengths don't fit.
 pub fn decode_server_reply(data: &[u8]) -> Option<String> {
     if data.len() < 4 {
@@ -206,8 +329,15 @@ pub fn option_name(option: u32) -> &'static str {
         OPT_EXPORT_NAME => "NBD_OPT_EXPORT_NAME",
         OPT_ABORT => "NBD_OPT_ABORT",
         OPT_LIST => "NBD_OPT_LIST",
+        OPT_STARTTLS => "NBD_OPT_STARTTLS",
         OPT_INFO => "NBD_OPT_INFO",
         OPT_GO => "NBD_OPT_GO",
+        OPT_STRUCTURED_REPLY => "NBD_OPT_STRUCTURED_REPLY",
+        OPT_LIST_META_CONTEXT => "NBD_OPT_LIST_META_CONTEXT",
+        OPT_SET_META_CONTEXT => "NBD_OPT_SET_META_CONTEXT",
+        OPT_EXTENDED_HEADERS => "NBD_OPT_EXTENDED_HEADERS",
+        wire::OPT_SESSION => "the SESSION option",
+        wire::OPT_FENCE => "the FENCE option",
         _ => "an unknown option",
     }
 }
@@ -278,6 +408,40 @@ mod tests {
         ]
     }
 
+    #[test]
+    fn requests_whose_lengths_lie_are_refused() {
+        let request = encode_info_request("ab", &[3, 0]);
+        let told = InfoRequest {
+            name: "ab".into(),
+            wanted: vec![3, 0],
+        };
+        assert_eq!(InfoRequest::decode(&request), Some(told));
+        for cut in 0..request.len() {
+            assert_eq!(InfoRequest::decode(&request[..cut]), None, "{cut}");
+        }
+        assert_eq!(InfoRequest::decode(&[&request[..], &[0]].concat()), None);
+        assert_eq!(InfoRequest::decode(b"\0\0\0\x01\xff\0\0"), None);
+        let meta = MetaRequest {
+            name: "ab".into(),
+            queries: vec!["base:".into(), "x".into()],
+        };
+        let request = meta.encode();
+        assert_eq!(MetaRequest::decode(&request), Some(meta));
+        for cut in 0..request.len() {
+            assert_eq!(MetaRequest::decode(&request[..cut]), None, "{cut}");
+        }
+        assert_eq!(MetaRequest::decode(&[&request[..], &[0]].concat()), None);
+        assert_eq!(MetaRequest::decode(b"\0\0\0\0\xff\xff\xff\xff"), None);
+    }
+
+    #[test]
+    fn no_string_is_longer_than_the_protocol_has_it() {
+        let name = "n".repeat(STRING_MAX);
+        let taken = take_string(&string(&name)).map(|(name, _)| name.len());
+        assert_eq!(taken, Some(STRING_MAX));
+        assert_eq!(take_string(&string(&format!("{name}n"))), None);
+    }
+
     proptest! {
         #[test]
         fn infos_survive_the_wire(info in any_info()) {
@@ -293,6 +457,8 @@ mod tests {
         #[test]
         fn no_bytes_make_a_decoder_panic(data: Vec<u8>) {
             let _ = Info::decode(&data);
+            let _ = InfoRequest::decode(&data);
+            let _ = MetaRequest::decode(&data);
             let _ = decode_server_reply(&data);
         }
     }

@@ -1,7 +1,7 @@
 //! Sockets to a node, made ready for the kernel.
 //!
 //! Owns connecting (every address of a name gets its chance) and the socket options.
-//! Called by the client. Never speaks NBD.
+//! Called by the client; the node server gives its links the same options. Never speaks NBD.
 
 use std::io;
 use std::net::SocketAddr;
@@ -153,7 +153,7 @@ async fn connect_first(addresses: &[SocketAddr], target: &Address) -> Result<Tcp
     }
 }
 
-fn set_options(tcp: &TcpStream) -> Result<(), NbdError> {
+pub fn set_options(tcp: &impl AsFd) -> Result<(), NbdError> {
     let fd = tcp.as_fd();
     let user_timeout = USER_TIMEOUT.as_millis() as u32;
     let steps = [

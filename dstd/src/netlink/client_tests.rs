@@ -74,6 +74,7 @@ fn observed(text: &str) -> ObservedNode {
         name: name(text),
         state: NodeState::Waiting,
         reason: None,
+        session: None,
         negotiated: None,
         zero_copy: None,
         wanted: 1,

@@ -90,7 +90,6 @@ fn bytes_of<'a>(attribute: &netlink_packet_core::NlaBuffer<&'a [u8]>) -> &'a [u8
 }
 
 impl<'a> Attribute<'a> {
-    #[cfg(test)]
     pub fn bytes(&self) -> &'a [u8] {
         self.value
     }

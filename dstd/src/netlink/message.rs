@@ -13,7 +13,7 @@ use super::numbers::{attr, cmd, link, link_attr, node};
 use crate::kernel::{
     KernelEvent, LinkState, LinksSet, NbdFlags, Negotiated, NodeState, ObservedLink, ObservedNode,
 };
-use crate::units::{Bytes, Generation, NodeName, Slot};
+use crate::units::{Bytes, Generation, NodeName, Session, Slot};
 
 /// The request that names a node and nothing else.
 pub fn node(name: &NodeName) -> Result<Writer, NetlinkError> {
@@ -32,6 +32,7 @@ pub fn node_set(name: &NodeName, wanted: u32) -> Result<Vec<u8>, NetlinkError> {
 pub fn links_set(links: &LinksSet) -> Result<Vec<u8>, NetlinkError> {
     let negotiated = &links.negotiated;
     let mut writer = node(&links.node)?;
+    writer.put(attr::SESSION, &links.session.to_bytes())?;
     writer.put_u64(attr::SIZE, negotiated.size.0)?;
     writer.put_u32(attr::FLAGS, u32::from(negotiated.flags.0))?;
     writer.put_u32(attr::MIN_BLOCK, negotiated.min_block)?;
@@ -74,6 +75,7 @@ pub fn observed_node(attributes: &[u8]) -> Result<ObservedNode, NetlinkError> {
         name: all.node()?,
         state: node_state(all.u32(attr::STATE, "STATE")?)?,
         reason: all.text(attr::REASON),
+        session: session(&all)?,
         negotiated: negotiated(&all)?,
         zero_copy: all
             .find(attr::ZERO_COPY)
@@ -95,6 +97,17 @@ pub fn observed_node(attributes: &[u8]) -> Result<ObservedNode, NetlinkError> {
     })
 }
 
+fn session(all: &Message<'_>) -> Result<Option<Session>, NetlinkError> {
+    let Some(session) = all.find(attr::SESSION) else {
+        return Ok(None);
+    };
+    let bytes = session.bytes().try_into().map_err(|_| {
+        let length = session.bytes().len();
+        NetlinkError::BadAnswer(format!("its session has {length} bytes"))
+    })?;
+    Ok(Some(Session::from_bytes(bytes)))
+}
+
 /// Present once a LINKS_SET was accepted.
 fn negotiated(all: &Message<'_>) -> Result<Option<Negotiated>, NetlinkError> {
     let Some(size) = all.find(attr::SIZE) else {
@@ -108,6 +121,9 @@ fn negotiated(all: &Message<'_>) -> Result<Option<Negotiated>, NetlinkError> {
         pref_block: all.u32(attr::PREF_BLOCK, "PREF_BLOCK")?,
         max_payload: all.u32(attr::MAX_PAYLOAD, "MAX_PAYLOAD")?,
         description: None,
+        // The family has no attributes for these.
+        identity: None,
+        incarnation: None,
     }))
 }
 

@@ -7,6 +7,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::kernel::NewLink;
+use crate::units::Id;
 
 /// A node as the kernel answers NODE_GET, with an attribute of a newer module among them.
 pub fn encode_node(observed: &ObservedNode) -> Vec<u8> {
@@ -18,6 +19,9 @@ pub fn encode_node(observed: &ObservedNode) -> Vec<u8> {
             w.put_str(attr::REASON, reason)?;
         }
         w.put(4242, b"from a newer module")?;
+        if let Some(session) = &observed.session {
+            w.put(attr::SESSION, &session.to_bytes())?;
+        }
         if let Some(negotiated) = &observed.negotiated {
             w.put(attr::PAD, b"")?;
             w.put_u64(attr::SIZE, negotiated.size.0)?;
@@ -128,6 +132,8 @@ prop_compose! {
             pref_block: sizes[1],
             max_payload: sizes[2],
             description: None,
+            identity: None,
+            incarnation: None,
         }
     }
 }
@@ -137,6 +143,7 @@ prop_compose! {
         name in "[A-Za-z0-9_-]{1,63}",
         state in 0usize..6,
         reason in proptest::option::of("[a-z ]{1,40}"),
+        session in proptest::option::of(any::<[[u8; 16]; 2]>()),
         negotiated in proptest::option::of(any_negotiated()),
         zero_copy: Option<bool>,
         numbers: [u32; 6],
@@ -149,6 +156,7 @@ prop_compose! {
             name: name.parse().unwrap(),
             state: [Waiting, Live, Degraded, Lost, Failed, Mismatch][state],
             reason,
+            session: session.map(|[client, nonce]| Session { client: Id(client), nonce: Id(nonce) }),
             negotiated,
             zero_copy,
             wanted: numbers[0],
@@ -195,6 +203,10 @@ fn links_set_carries_every_field() {
     let fd = socket.as_raw_fd();
     let request = LinksSet {
         node: name("alpha"),
+        session: Session {
+            client: Id([1; 16]),
+            nonce: Id([2; 16]),
+        },
         negotiated: Negotiated {
             size: Bytes(1 << 40),
             flags: NbdFlags(0x10d),
@@ -202,6 +214,8 @@ fn links_set_carries_every_field() {
             pref_block: 4096,
             max_payload: 1 << 25,
             description: Some("not for the kernel".into()),
+            identity: None,
+            incarnation: None,
         },
         wanted: 4,
         zero_copy: true,
@@ -218,6 +232,7 @@ fn links_set_carries_every_field() {
         flat,
         [
             (attr::NODE, b"alpha\0".to_vec()),
+            (attr::SESSION, [[1; 16], [2; 16]].concat()),
             (attr::SIZE, (1u64 << 40).to_ne_bytes().to_vec()),
             (attr::FLAGS, n(0x10d)),
             (attr::MIN_BLOCK, n(512)),

@@ -53,6 +53,8 @@ pub struct Allowed {
     pub other_data: BTreeSet<DeviceName>,
     /// Remove devices of ours that no topology names.
     pub prune: bool,
+    /// Nodes whose writer role is taken from another client.
+    pub steal: BTreeSet<NodeName>,
 }
 
 /// One effect.
@@ -99,6 +101,8 @@ pub struct Connect {
     pub zero_copy: Option<bool>,
     /// Links up to this generation count as missing: they are to be replaced.
     pub replace: Option<Generation>,
+    /// Take the writer role from whoever has it.
+    pub steal: bool,
 }
 
 impl Action {
@@ -164,7 +168,7 @@ impl Plan {
 pub fn plan(desired: &Desired, observed: &Observed, allowed: &Allowed) -> Plan {
     let mut plan = Plan::default();
     let mut devices = device::plan_devices(desired, observed, allowed, &mut plan);
-    let nodes = node::plan_nodes(desired, observed, &devices, &mut plan);
+    let nodes = node::plan_nodes(desired, observed, allowed, &devices, &mut plan);
     plan.steps.extend(nodes.before_tables);
     plan.steps.append(&mut devices.tables);
     plan.steps.extend(nodes.after_tables);

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use super::device::{DevicePlans, nodes_in};
-use super::{Action, Connect, Desired, DesiredNode, Observed, Plan, Step};
+use super::{Action, Allowed, Connect, Desired, DesiredNode, Observed, Plan, Step};
 use crate::kernel::{LinkState, ObservedNode};
 use crate::units::{Bytes, Generation, NodeName, Sectors, Slot};
 
@@ -38,6 +38,7 @@ pub fn missing_slots(
 pub fn plan_nodes(
     desired: &Desired,
     observed: &Observed,
+    allowed: &Allowed,
     devices: &DevicePlans,
     plan: &mut Plan,
 ) -> NodePlans {
@@ -54,6 +55,7 @@ pub fn plan_nodes(
                 name,
                 *node,
                 observed,
+                allowed,
                 needs.get(name).copied(),
                 plan,
                 &mut plans,
@@ -80,6 +82,7 @@ fn plan_node(
     name: &NodeName,
     desired: DesiredNode,
     observed: &Observed,
+    allowed: &Allowed,
     need: Option<Sectors>,
     plan: &mut Plan,
     plans: &mut NodePlans,
@@ -121,6 +124,7 @@ fn plan_node(
         wanted,
         zero_copy: desired.zero_copy,
         replace,
+        steal: allowed.steal.contains(name),
     };
     let step = Step {
         action: Action::Connect(connect),
@@ -141,6 +145,7 @@ fn offer(name: &NodeName, desired: DesiredNode, node: Option<&ObservedNode>) -> 
         wanted: 1,
         zero_copy: desired.zero_copy,
         replace: None,
+        steal: false,
     })
 }
 

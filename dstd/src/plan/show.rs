@@ -70,7 +70,11 @@ impl fmt::Display for Connect {
             "{sign} connect node {}, slot {}",
             self.node,
             slots.join(" ")
-        )
+        )?;
+        if self.steal {
+            f.write_str(", taking the writer role from whoever has it")?;
+        }
+        Ok(())
     }
 }
 

@@ -9,6 +9,8 @@ mod observe;
 mod property_tests;
 mod run;
 #[cfg(test)]
+mod session_tests;
+#[cfg(test)]
 mod tests;
 mod worker;
 

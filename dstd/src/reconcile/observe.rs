@@ -11,6 +11,7 @@ use tokio::time::timeout;
 
 use super::blocking;
 use crate::kernel::{Access, Connector, Kernel, KernelError, Negotiated, ObservedNode};
+use crate::nbd::uri::NbdUri;
 use crate::plan::{Desired, Observed, desire};
 use crate::table::{LocalFacts, locals_of, nodes_of};
 use crate::topology::{Item, Topology};
@@ -145,15 +146,7 @@ pub async fn probe_nodes<C: Connector>(
         {
             let connector = Arc::clone(connector);
             running.spawn(async move {
-                let probe = connector.probe(&uri);
-                let answer = match ask {
-                    Ask::Briefly => timeout(OPTIONAL_PROBE, probe)
-                        .await
-                        .ok()
-                        .and_then(Result::ok)
-                        .map(Ok),
-                    _ => Some(probe.await.map_err(|error| error.to_string())),
-                };
+                let answer = answer(connector.as_ref(), &uri, ask).await;
                 (name, answer)
             });
         }
@@ -163,6 +156,21 @@ pub async fn probe_nodes<C: Connector>(
             None => return probes,
         }
     }
+}
+
+/// `None`: it didn't matter enough to say that it failed.
+async fn answer<C: Connector>(
+    connector: &C,
+    uri: &NbdUri,
+    ask: Ask,
+) -> Option<Result<Negotiated, String>> {
+    let probe = connector.probe(uri);
+    if ask == Ask::Briefly {
+        let found = timeout(OPTIONAL_PROBE, probe).await.ok()?.ok()?;
+        return Some(Ok(found.negotiated));
+    }
+    let found = probe.await.map_err(|error| error.to_string());
+    Some(found.map(|found| found.negotiated))
 }
 
 fn whole_export(item: &Item) -> Option<&NodeName> {

@@ -342,6 +342,30 @@ async fn the_daemon_waits_for_a_node_and_serves_the_others() {
     assert_eq!(world.table().len(), 2);
 }
 
+#[tokio::test]
+async fn the_role_is_stolen_for_the_named_node_only_and_the_plan_says_so() {
+    let world = World::new();
+    let allowed = Allowed {
+        steal: ["a".parse().unwrap()].into(),
+        ..Allowed::default()
+    };
+    let mut steps = Vec::new();
+    let topology = topology(TWO);
+    let progress = |step: &crate::plan::Step| steps.push(step.to_string());
+    let applied = apply(&world.kernel, &world.nodes, &topology, &allowed, progress).await;
+    applied.unwrap();
+    let stolen: Vec<bool> = world.nodes.attached().iter().map(|a| a.steal).collect();
+    assert_eq!(stolen, [true, true, false], "two links of a, one of b");
+    let said: Vec<_> = steps
+        .iter()
+        .filter(|s| s.contains("taking the writer role"))
+        .collect();
+    assert!(
+        said.len() == 1 && said[0].contains("connect node a, slot 0 1"),
+        "{said:?}"
+    );
+}
+
 fn made_by_hand(world: &World) {
     let name = "hand".parse().unwrap();
     let line = "0 8 dst 1 a 0 8".parse().unwrap();

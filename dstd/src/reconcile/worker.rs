@@ -123,7 +123,7 @@ impl<K: Kernel + 'static, C: Connector> Task<K, C> {
 
     async fn ask(&self) -> Answer {
         match self.connector.probe(&self.uri).await {
-            Ok(facts) => Answer::Facts(Box::new(facts)),
+            Ok(found) => Answer::Facts(Box::new(found.negotiated)),
             Err(error) => self.failed(error.to_string()),
         }
     }

@@ -5,12 +5,12 @@ mod check;
 mod error;
 mod load;
 mod nearest;
-mod scalar;
+pub(crate) mod scalar;
 mod schema;
 mod spec;
 #[cfg(test)]
 mod tests;
-mod yaml;
+pub(crate) mod yaml;
 
 pub use error::{At, Path, PathStep, Place, TopologyError, TopologyErrors};
 pub use load::{Entry, Fingerprint, Source, Topology};

@@ -1,12 +1,15 @@
 //! Reads YAML: the only file that knows serde_yaml.
-//! Called by load. Duplicate keys are errors (serde_yaml alone takes the last), and the place of any value can be
+//! Called by load, and by `export::config_file` for the node server. Duplicate keys are errors (serde_yaml alone takes the last), and the place of any value can be
 //! asked for afterwards: serde_yaml keeps no places, so `locate` reads again and fails on purpose at that value.
 
 use std::collections::HashSet;
 use std::fmt;
+use std::marker::PhantomData;
 
-use serde::Deserializer;
-use serde::de::{DeserializeSeed, Error, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use serde::de::{
+    DeserializeOwned, DeserializeSeed, Error, IgnoredAny, MapAccess, SeqAccess, Visitor,
+};
+use serde::{Deserialize, Deserializer};
 
 use super::error::{At, Path, PathStep};
 use super::nearest::nearest;
@@ -21,6 +24,11 @@ pub struct Fault {
 }
 
 pub fn parse(text: &str) -> Result<FileSpec, Fault> {
+    parse_as(text, "nodes and devices")
+}
+
+/// `content`: what should stand in a file that is empty.
+pub fn parse_as<T: DeserializeOwned>(text: &str, content: &str) -> Result<T, Fault> {
     if text
         .lines()
         .all(|l| l.trim().is_empty() || l.trim_start().starts_with('#'))
@@ -28,13 +36,22 @@ pub fn parse(text: &str) -> Result<FileSpec, Fault> {
         return Err(Fault {
             line: 1,
             column: 1,
-            message: "the file is empty: write `version: 1`, then nodes and devices".to_owned(),
+            message: format!("the file is empty: write `version: 1`, then {content}"),
         });
     }
     UniqueKeys
         .deserialize(serde_yaml::Deserializer::from_str(text))
         .map_err(|error| fault(&error))?;
     serde_yaml::from_str(text).map_err(|error| fault(&error))
+}
+
+/// What is wrong with the value behind these keys, whatever is wrong elsewhere: `parse_as` tells only the first.
+pub fn fault_at<T: DeserializeOwned>(text: &str, keys: &[&str]) -> Option<Fault> {
+    let pick = Pick::<T>(keys, PhantomData);
+    let error = pick
+        .deserialize(serde_yaml::Deserializer::from_str(text))
+        .err()?;
+    Some(fault(&error))
 }
 
 /// Line and column of the value (or of the key) at a path.
@@ -53,7 +70,7 @@ fn fault(error: &serde_yaml::Error) -> Fault {
     let text = text.strip_suffix(&place).unwrap_or(&text);
     let message = match text {
         "deserializing from YAML containing more than one document is not supported" => {
-            "there is a second document (`---`): a topology file holds one".to_owned()
+            "there is a second document (`---`): a file holds one".to_owned()
         }
         _ => format!("{}{}", plain(text), suggestion(text)),
     };
@@ -264,6 +281,40 @@ impl<'de> Visitor<'de> for Seeker<'_> {
                 map.next_value_seed(below)?;
             } else {
                 map.next_value::<IgnoredAny>()?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Goes down mappings and reads what it finds there.
+struct Pick<'a, T>(&'a [&'a str], PhantomData<T>);
+
+impl<'de, T: Deserialize<'de>> DeserializeSeed<'de> for Pick<'_, T> {
+    type Value = ();
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
+        match self.0 {
+            [] => T::deserialize(deserializer).map(drop),
+            _ => deserializer.deserialize_map(self),
+        }
+    }
+}
+
+impl<'de, T: Deserialize<'de>> Visitor<'de> for Pick<'_, T> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a mapping")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
+        while let Some(key) = map.next_key::<String>()? {
+            match self.0 {
+                [first, rest @ ..] if *first == key => {
+                    map.next_value_seed(Pick::<T>(rest, PhantomData))?;
+                }
+                _ => drop(map.next_value::<IgnoredAny>()?),
             }
         }
         Ok(())

@@ -10,6 +10,8 @@ use std::os::unix::net::{UnixDatagram, UnixStream};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
+use dstd::kernel::Attach;
+use dstd::units::{Generation, Session, Slot};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, setsockopt, socket, sockopt};
 
 /// No process of a test has as many descriptors open.
@@ -87,7 +89,14 @@ impl Sockets {
     fn nbd(&mut self, uri: &str) -> Result<i32> {
         let uri = uri.parse()?;
         let runtime = tokio::runtime::Runtime::new()?;
-        let connection = runtime.block_on(dstd::nbd::connect(&uri, LIMIT))?;
+        let attach = Attach {
+            session: Session::default(),
+            slot: Slot(0),
+            generation: Generation(1),
+            fence: None,
+            steal: false,
+        };
+        let connection = runtime.block_on(dstd::nbd::connect(&uri, &attach, LIMIT))?;
         Ok(self.keep(connection.socket))
     }
 

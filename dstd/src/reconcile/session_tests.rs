@@ -1,0 +1,263 @@
+//! What links of a node are told to be: session kept, generations that two daemons chose at once, fences, steal.
+//! Against the simulated kernel and nodes.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use nix::errno::Errno;
+
+use super::links::{LinkError, connect};
+use crate::kernel::sim::{SimKernel, SimNodes, export};
+use crate::kernel::{
+    Access, Attach, ConnectError, Connection, Connector, DmUuid, Kernel, LinkState, NbdFlags,
+    ObservedNode, Probed,
+};
+use crate::nbd::uri::NbdUri;
+use crate::plan::Connect;
+use crate::units::{Generation, NodeName, Session, Slot};
+
+struct World {
+    kernel: Arc<SimKernel>,
+    nodes: SimNodes,
+}
+
+fn node_a() -> NodeName {
+    "a".parse().unwrap()
+}
+
+fn uri() -> NbdUri {
+    "nbd://a/".parse().unwrap()
+}
+
+/// `links` links of node a.
+fn want(links: u32) -> Connect {
+    Connect {
+        node: node_a(),
+        slots: Vec::new(),
+        wanted: links,
+        zero_copy: None,
+        replace: None,
+        steal: false,
+    }
+}
+
+impl World {
+    /// A table names node a, which has no link yet.
+    fn new(flags: u16) -> Self {
+        let world = World {
+            kernel: Arc::default(),
+            nodes: SimNodes::default(),
+        };
+        let mut exports = world.nodes.exports();
+        exports.insert("nbd://a/".into(), export(1000, flags));
+        drop(exports);
+        let device = "d".parse().unwrap();
+        let line = "0 8 dst 1 a 0 8".parse().unwrap();
+        let kernel = &world.kernel;
+        kernel
+            .create(&device, &DmUuid::default(), Access::ReadWrite)
+            .unwrap();
+        kernel.load(&device, &[line], Access::ReadWrite).unwrap();
+        world
+    }
+
+    fn multi() -> Self {
+        World::new(NbdFlags::CAN_MULTI_CONN)
+    }
+
+    async fn connect(&self, want: &Connect) -> Result<ObservedNode, LinkError> {
+        connect(&self.kernel, &self.nodes, &uri(), want).await
+    }
+
+    fn set_state(&self, slot: u32, to: LinkState) {
+        let mut state = self.kernel.state();
+        let node = state.nodes.get_mut(&node_a()).unwrap();
+        let link = node.links.iter_mut().find(|l| l.slot == Slot(slot));
+        link.unwrap().state = to;
+    }
+
+    /// What connections were told to be since this was asked last: slot, generation, fenced up to.
+    fn told(&self) -> Vec<(u32, u32, Option<u32>)> {
+        let told = std::mem::take(&mut *self.nodes.attached());
+        told.iter()
+            .map(|a| (a.slot.0, a.generation.0, a.fence.map(|g| g.0)))
+            .collect()
+    }
+}
+
+#[tokio::test]
+async fn the_first_links_make_a_session_and_fence_nothing() {
+    let world = World::multi();
+    let node = world.connect(&want(3)).await.unwrap();
+    let sessions: Vec<Session> = world.nodes.attached().iter().map(|a| a.session).collect();
+    assert_eq!(sessions, [node.session.unwrap(); 3]);
+    assert_eq!(world.told(), [(0, 1, None), (1, 2, None), (2, 3, None)]);
+    // The kernel was given the very numbers that the server was told.
+    let links: Vec<_> = node
+        .links
+        .iter()
+        .map(|l| (l.slot.0, l.generation.0))
+        .collect();
+    assert_eq!(links, [(0, 1), (1, 2), (2, 3)]);
+}
+
+#[tokio::test]
+async fn a_later_dstd_goes_on_with_the_kernels_session_and_fences_what_was_lost() {
+    let world = World::multi();
+    let first = world.connect(&want(3)).await.unwrap();
+    world.told();
+    world.kernel.lose_links(&node_a(), &[0, 2]);
+    let node = world.connect(&want(3)).await.unwrap();
+    assert_eq!(node.session, first.session);
+    let sessions = world
+        .nodes
+        .attached()
+        .iter()
+        .map(|a| a.session)
+        .collect::<Vec<_>>();
+    assert_eq!(sessions, [first.session.unwrap(); 2]);
+    // Slot 1 goes on: neither connected nor fenced.
+    assert_eq!(world.told(), [(0, 4, Some(3)), (2, 5, Some(3))]);
+    assert_eq!(node.live, 3);
+}
+
+#[tokio::test]
+async fn a_node_that_was_made_anew_has_a_new_session() {
+    let world = World::multi();
+    let first = world.connect(&want(1)).await.unwrap();
+    let again = World::multi();
+    let second = again.connect(&want(1)).await.unwrap();
+    assert_ne!(first.session.unwrap().nonce, second.session.unwrap().nonce);
+    assert_eq!(
+        first.session.unwrap().client,
+        second.session.unwrap().client
+    );
+}
+
+#[tokio::test]
+async fn a_link_that_is_replaced_or_drains_is_not_fenced() {
+    let world = World::multi();
+    world.connect(&want(2)).await.unwrap();
+    world.told();
+    let replace = Connect {
+        replace: Some(Generation(1)),
+        ..want(2)
+    };
+    world.connect(&replace).await.unwrap();
+    assert_eq!(
+        world.told(),
+        [(0, 3, None)],
+        "slot 0 works until it is replaced"
+    );
+    world.set_state(1, LinkState::Draining);
+    world.set_state(0, LinkState::Lost);
+    world.connect(&want(2)).await.unwrap();
+    assert_eq!(world.told(), [(0, 4, Some(3)), (1, 5, None)]);
+}
+
+#[tokio::test]
+async fn steal_is_told_only_where_it_was_asked_for() {
+    let world = World::multi();
+    world.connect(&want(1)).await.unwrap();
+    world.kernel.lose_links(&node_a(), &[0]);
+    let steal = Connect {
+        steal: true,
+        ..want(2)
+    };
+    world.connect(&steal).await.unwrap();
+    let told: Vec<bool> = world.nodes.attached().iter().map(|a| a.steal).collect();
+    assert_eq!(told, [false, true, true]);
+}
+
+#[tokio::test]
+async fn without_multi_conn_one_link_is_made_and_no_other_tried_again() {
+    let world = World::new(0);
+    let node = world.connect(&want(4)).await.unwrap();
+    assert_eq!((node.live, node.wanted), (1, 1));
+    assert_eq!(world.told(), [(0, 1, None)]);
+    let node = world.connect(&want(4)).await.unwrap();
+    assert_eq!((node.live, node.generation), (1, Generation(1)));
+}
+
+/// While it connects, another dstd gives the node all its links, `rounds` times.
+struct Rival {
+    world: Arc<World>,
+    rounds: AtomicUsize,
+    /// The other's links are lost again at once.
+    lose: bool,
+}
+
+impl Connector for Rival {
+    fn new_session(&self) -> Result<Session, ConnectError> {
+        self.world.nodes.new_session()
+    }
+
+    async fn probe(&self, uri: &NbdUri) -> Result<Probed, ConnectError> {
+        self.world.nodes.probe(uri).await
+    }
+
+    async fn connect(&self, uri: &NbdUri, attach: &Attach) -> Result<Connection, ConnectError> {
+        let left = self.rounds.load(Ordering::SeqCst);
+        if left > 0 {
+            self.rounds.store(left - 1, Ordering::SeqCst);
+            self.world.connect(&want(1)).await.unwrap();
+            if self.lose {
+                self.world.kernel.lose_links(&node_a(), &[0]);
+            }
+        }
+        self.world.nodes.connect(uri, attach).await
+    }
+}
+
+async fn against(rounds: usize, lose: bool) -> (Arc<World>, Result<ObservedNode, LinkError>) {
+    let world = Arc::new(World::multi());
+    let rival = Rival {
+        world: Arc::clone(&world),
+        rounds: AtomicUsize::new(rounds),
+        lose,
+    };
+    let result = connect(&world.kernel, &rival, &uri(), &want(1)).await;
+    (world, result)
+}
+
+#[tokio::test]
+async fn of_two_daemons_that_chose_the_same_generation_the_kernel_takes_one() {
+    let (world, result) = against(1, false).await;
+    let node = result.unwrap();
+    assert_eq!((node.live, node.generation), (1, Generation(1)));
+    // The other one's session stays: the loser's was never the kernel's.
+    let sets = world.kernel.state();
+    let sets = sets.calls.iter().filter(|c| c.starts_with("links_set"));
+    assert_eq!(
+        sets.count(),
+        2,
+        "one was taken, one refused, none tried again"
+    );
+}
+
+#[tokio::test]
+async fn whoever_lost_the_race_takes_the_winners_session_and_fences_its_link() {
+    let (world, result) = against(1, true).await;
+    let node = result.unwrap();
+    assert_eq!((node.live, node.generation), (1, Generation(2)));
+    let told: Vec<_> = world.nodes.attached().clone();
+    let [winner, loser, again] = told[..] else {
+        panic!("{told:?}");
+    };
+    assert_ne!(winner.session, loser.session);
+    assert_eq!(again.session, winner.session);
+    assert_eq!(
+        (again.generation, again.fence),
+        (Generation(2), Some(Generation(1)))
+    );
+    assert_eq!(node.session, Some(winner.session));
+}
+
+#[tokio::test]
+async fn a_race_that_is_lost_again_and_again_is_told() {
+    let (_, result) = against(100, true).await;
+    match result.unwrap_err() {
+        LinkError::Kernel(error) => assert!(error.is(Errno::ESTALE), "{error}"),
+        other => panic!("{other}"),
+    }
+}
