@@ -137,6 +137,7 @@ struct dmdst_fences {
 	struct hlist_node	grave;	/* from here on: while there is no node */
 	char			name[DMDST_NAME_MAX + 1];
 	u32			generation;
+	u32			quiesce;
 };
 
 struct dmdst_fences *dmdst_fences_get(const char *name);
@@ -307,6 +308,7 @@ struct dmdst_slot {
 	u32			loss;	/* losses known when it was used */
 	u32			since;	/* jiffies */
 	bool			warned;	/* that it is slow */
+	bool			refused; /* ESHUTDOWN: no other answer will come */
 };
 
 /* The batch being sent. Owned by send_work but for what says link->lock. */
@@ -358,6 +360,7 @@ struct dmdst_link {
 	unsigned int		nr_long; /* with a slot, and may take long */
 	bool			fail;	/* when lost: fail what it carries */
 	bool			fenced;	/* nothing it carried can be applied */
+	bool			reset;	/* a send or receive said so */
 	u32			birth;	/* node->flush.birth when it came */
 	u16			free[DMDST_DEPTH];
 	struct dmdst_slot	slots[DMDST_DEPTH];

@@ -280,6 +280,13 @@ static int dmdst_nl_node_get(struct sk_buff *skb, struct genl_info *info)
 	return ret;
 }
 
+/* A message without room for one node would end the dump. */
+static int dmdst_nl_node_dump_start(struct netlink_callback *cb)
+{
+	cb->min_dump_alloc = DMDST_NODE_MSG_SIZE;
+	return 0;
+}
+
 static int dmdst_nl_node_dump(struct sk_buff *msg, struct netlink_callback *cb)
 {
 	unsigned long start = cb->args[0];
@@ -845,12 +852,16 @@ static const struct nla_policy dmdst_policy[DMDST_A_MAX + 1] = {
 	[DMDST_A_INCARNATION]	= { .type = NLA_BINARY, .len = DMDST_INCARNATION_MAX },
 };
 
-static const struct genl_small_ops dmdst_ops[] = {
+static const struct genl_ops dmdst_dump_ops[] = {
 	{
 		.cmd	= DMDST_CMD_NODE_GET,
 		.doit	= dmdst_nl_node_get,
+		.start	= dmdst_nl_node_dump_start,
 		.dumpit	= dmdst_nl_node_dump,
 	},
+};
+
+static const struct genl_small_ops dmdst_ops[] = {
 	{ .cmd = DMDST_CMD_NODE_SET, .doit = dmdst_nl_node_set },
 	{ .cmd = DMDST_CMD_LINKS_SET, .doit = dmdst_nl_links_set },
 	{ .cmd = DMDST_CMD_LINKS_DROP, .doit = dmdst_nl_links_drop },
@@ -865,6 +876,8 @@ static struct genl_family dmdst_family __ro_after_init = {
 	.policy		= dmdst_policy,
 	.module		= THIS_MODULE,
 	.parallel_ops	= true,
+	.ops		= dmdst_dump_ops,
+	.n_ops		= ARRAY_SIZE(dmdst_dump_ops),
 	.small_ops	= dmdst_ops,
 	.n_small_ops	= ARRAY_SIZE(dmdst_ops),
 	.resv_start_op	= DMDST_CMD_MAX + 1,

@@ -99,8 +99,6 @@ static struct dmdst_node *dmdst_node_create(const char *name)
 		kfree(node);
 		return NULL;
 	}
-	/* An earlier life's, where there was one: no number comes twice. */
-	node->generation = node->fences->generation;
 	kref_init(&node->ref);
 	strscpy(node->name, name, sizeof(node->name));
 	mutex_init(&node->conf);
@@ -112,6 +110,14 @@ static struct dmdst_node *dmdst_node_create(const char *name)
 	INIT_LIST_HEAD(&node->links);
 	INIT_LIST_HEAD(&node->queue);
 	node->conduct = dmdst_conduct_default;
+	/*
+	 * An earlier life's, where it left guards: no number comes twice, and
+	 * what shall stand until the operator's word isn't lifted by a default.
+	 */
+	if (node->fences->generation) {
+		node->generation = node->fences->generation;
+		node->conduct.quiesce = node->fences->quiesce;
+	}
 	dmdst_flush_init(node);
 	dmdst_tick_init(node);
 	dmdst_nodes_changes++;

@@ -80,8 +80,9 @@ test_guard_until_quiesce() {
 # @timeout 240
 test_without_quiesce_the_old_write_wins() {
     make_slow_node
-    assert_ok dst-nlpoke set node=alpha quiesce=0
+    assert_ok dst-nlpoke set node=alpha "quiesce=$NEVER"
     lose_slow_write
+    assert_ok dst-nlpoke set node=alpha quiesce=0
     assert_ok write_piece B
     assert_ok image_holds B
     wait_until 20 "the old write" image_holds A
