@@ -408,7 +408,8 @@ void dmdst_link_answered(struct dmdst_link *link, struct list_head *reqs);
 void dmdst_link_send_later(struct dmdst_link *link, unsigned long delay);
 void dmdst_link_free_slot(struct dmdst_link *link, struct dmdst_req *req);
 unsigned int dmdst_link_in_flight(struct dmdst_link *link);
-void dmdst_link_flush_gone(void);
+int dmdst_link_module_init(void);
+void dmdst_link_module_exit(void);
 
 void dmdst_send_work(struct work_struct *work);
 void dmdst_send_disc(struct dmdst_link *link);

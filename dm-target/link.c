@@ -24,6 +24,7 @@
 
 static atomic_t dmdst_links_alive = ATOMIC_INIT(0);
 static DECLARE_WAIT_QUEUE_HEAD(dmdst_links_gone);
+static struct socket *dmdst_memalloc;
 
 /* Legal moves: rules.h. False, and nothing done: it isn't legal (any more). */
 static bool dmdst_link_move(struct dmdst_link *link, enum dmdst_link_state to)
@@ -310,11 +311,27 @@ static void dmdst_link_down_work(struct work_struct *work)
 		wake_up_all(&dmdst_links_gone);
 }
 
-/* For the module's exit: no link, and no callback into our code, is left. */
-void dmdst_link_flush_gone(void)
+/*
+ * The first socket with SOCK_MEMALLOC has the kernel's text patched on all
+ * CPUs, and so has the end of the last. Links come and go: this one stays.
+ */
+int dmdst_link_module_init(void)
+{
+	int ret = sock_create_kern(&init_net, PF_INET, SOCK_DGRAM, 0, &dmdst_memalloc);
+
+	if (ret)
+		return ret;
+	sk_set_memalloc(dmdst_memalloc->sk);
+	return 0;
+}
+
+/* After this no link, and no callback into our code, is left. */
+void dmdst_link_module_exit(void)
 {
 	wait_event(dmdst_links_gone, !atomic_read(&dmdst_links_alive));
 	synchronize_net();
+	sk_clear_memalloc(dmdst_memalloc->sk);
+	sock_release(dmdst_memalloc);
 }
 
 static void dmdst_link_do_lose(struct dmdst_link *link, int err, const char *why)

@@ -8,6 +8,8 @@ source "$(dirname "${BASH_SOURCE[0]}")/../control.sh"
 source "$(dirname "${BASH_SOURCE[0]}")/../devices.sh"
 
 NEVER=4294967295
+# Guards would outlive the test.
+LEAVE_NOTHING="dst-nlpoke fenced node=alpha force; dstd fail-pending alpha; dst-nlpoke fenced node=alpha force; dmsetup remove --retry dev"
 
 # make_slow_node: 4 MiB, two links. While $T/slow exists a write sleeps 10 s before it is done, and $T/began tells.
 make_slow_node() {
@@ -18,7 +20,7 @@ make_slow_node() {
 
 # The same without links.
 make_node() {
-    defer "dstd fail-pending alpha; dmsetup remove --retry dev"
+    defer "$LEAVE_NOTHING"
     make_image alpha 4M >/dev/null
     start_slow_server
     assert_ok dmsetup create dev --table "0 8192 dst 1 alpha 0 8192"
@@ -45,7 +47,7 @@ piece() { head -c 4096 /dev/zero | tr '\0' "$1" >"$T/$1"; }
 # write_piece LETTER [BLOCK]
 write_piece() {
     piece "$1"
-    timeout 100 dd if="$T/$1" of=/dev/mapper/dev bs=4k seek="${2:-0}" oflag=direct conv=notrunc status=none
+    timeout 100 dd if="$T/$1" of=/dev/mapper/dev bs=4k seek="${2:-0}" oflag=direct conv=notrunc,nocreat status=none
 }
 image_holds() { cmp -s -n 4096 "$T/$1" "$(node_image alpha)"; }
 field_is() { [[ $(node_field alpha "$1") == "$2" ]]; }
@@ -67,6 +69,8 @@ begin_slow_write() {
     write_piece "$1" &
     WRITER=$!
     wait_until 20 "the server to have the write" test -e "$T/began"
+    # what udev reads when a writer closes the device
+    assert_ok udevadm settle --timeout=30
 }
 
 # lose_slow_write: writes A slowly, and cuts its link when the server has it; A is then replayed, and done. Sets SLOT,
@@ -176,7 +180,8 @@ test_noflush_suspend_with_a_stopped_server() {
     assert_ok timeout 30 dmsetup suspend --noflush dev
     echo "the suspend took $((($(date +%s%N) - began) / 1000000)) ms"
     assert_ok field_is 6 1
-    assert_ok dmsetup resume dev
+    # udev would wait for the server, too
+    assert_ok dmsetup resume --noudevsync dev
     resume_node alpha
     set_links 3 4
     wait $reader || fail "the read failed"
@@ -215,7 +220,7 @@ test_eof_fences_and_a_reset_does_not() {
 # server has done its replay: else the first would write what the page holds by then.
 # @timeout 240
 test_pages_in_a_stopped_server() {
-    defer "dstd fail-pending alpha; dmsetup remove --retry dev"
+    defer "$LEAVE_NOTHING"
     make_image alpha 4M >/dev/null
     start_nbdkit alpha
     start_nbdkit beta file "$(node_image alpha)"
@@ -257,8 +262,9 @@ test_more_losses_than_places() {
     local i
     make_node
     assert_ok dst-nlpoke set node=alpha "quiesce=$NEVER"
-    : >"$T/slow"
     set_links 1 2
+    assert_ok udevadm settle --timeout=30
+    : >"$T/slow"
     write_piece A &
     for ((i = 1; i <= 70; i++)); do
         wait_until 20 "the write on a link" node_says alpha .in_flight 1
@@ -293,17 +299,18 @@ test_unload_with_guards_left() {
 test_flapping_links() {
     local i
     make_image alpha 4M >/dev/null
-    defer "dstd fail-pending alpha; dmsetup remove --retry dev"
+    defer "$LEAVE_NOTHING"
     start_nbdkit alpha
     assert_ok dmsetup create dev --table "0 8192 dst 1 alpha 0 8192"
     assert_ok dst-nlpoke set node=alpha quiesce=100
     set_links 1 2
+    assert_ok udevadm settle --timeout=30
     start_verify "$(direct_job 2M)"
     for ((i = 1; i <= ${FLAPS:-30}; i++)); do
         verify_goes_on
         assert_ok dst-nlpoke drop node=alpha force
         set_links $((2 * i + 1)) $((2 * i + 2))
-        wait_until 60 "an answer" node_says alpha .state '"live"'
+        wait_until 60 "an answer" node_says alpha '([.links[].received] | add) > 0' true
     done
     stop_verify
     wait_until 60 "the last fence" field_is 6 0
@@ -316,7 +323,7 @@ test_policies() {
     assert_ok dst-nlpoke set node=alpha policy=2
     kill_node alpha
     wait_until 10 "the policy's end" state_is alpha failed
-    assert_fails "Input/output error" dd if=/dev/mapper/dev of=/dev/null bs=4k count=1 iflag=direct
+    assert_fails "Link has been severed" dd if=/dev/mapper/dev of=/dev/null bs=4k count=1 iflag=direct
     assert_ok dst-nlpoke set node=alpha policy=1 policy_ms=3600000
     assert_ok state_is alpha lost
     timeout 100 dd if=/dev/mapper/dev of=/dev/null bs=4k count=1 iflag=direct status=none &
