@@ -259,6 +259,13 @@ struct dmdst_need {
 	bool			write;
 };
 
+/* What a noflush suspend takes back. */
+enum dmdst_push_back {
+	DMDST_BACK_WAITING,	/* what is on no link */
+	DMDST_BACK_SILENT,	/* and what is on links that don't answer */
+	DMDST_BACK_ALL,
+};
+
 struct dmdst_node *dmdst_node_get(const char *name, bool create);
 void dmdst_node_put(struct dmdst_node *node);
 void dmdst_node_unuse(struct dmdst_node *node);
@@ -276,7 +283,7 @@ void dmdst_node_set_wanted(struct dmdst_node *node, unsigned int wanted);
 void dmdst_node_submit(struct dmdst_req *req);
 void dmdst_node_submit_all(struct list_head *reqs);
 void dmdst_node_push_back(struct dmdst_node *node, struct dmdst_target *target,
-			  bool hard);
+			  enum dmdst_push_back how);
 void dmdst_node_set_conduct(struct dmdst_node *node, const struct dmdst_conduct *conduct);
 int dmdst_node_fenced(struct dmdst_node *node, u32 slot, u32 generation);
 bool dmdst_node_set_state(struct dmdst_node *node, enum dmdst_node_state to,
@@ -378,6 +385,8 @@ struct dmdst_link {
 	struct work_struct	down_work;
 
 	unsigned long		progress; /* jiffies; read without lock */
+	unsigned long		looked_at; /* jiffies; node->lock, as the next */
+	u64			looked_received; /* bytes, by then */
 	bool			disbelieve; /* its server's word is void */
 	bool			started; /* in its node; callbacks may queue work */
 	gfp_t			old_allocation;
@@ -403,6 +412,7 @@ void dmdst_link_cut(struct dmdst_link *link, const char *why);
 void dmdst_link_fail(struct dmdst_link *link, bool only_busy, const char *why);
 void dmdst_link_fenced(struct dmdst_link *link);
 bool dmdst_link_carries(struct dmdst_link *link, const struct dmdst_target *target);
+bool dmdst_link_is_silent(struct dmdst_link *link);
 void dmdst_link_check_time(struct dmdst_link *link, u32 timeout);
 void dmdst_link_answered(struct dmdst_link *link, struct list_head *reqs);
 void dmdst_link_send_later(struct dmdst_link *link, unsigned long delay);
@@ -439,6 +449,7 @@ struct dmdst_target {
 	atomic_t		not_yet_live; /* uses; 0: ready */
 	struct work_struct	ready_work;
 	struct delayed_work	suspend_work; /* a noflush suspend's patience */
+	unsigned long		suspend_since; /* jiffies */
 
 	spinlock_t		round_lock; /* the flush round, see target.c */
 	bool			round_busy;

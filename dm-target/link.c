@@ -457,6 +457,25 @@ void dmdst_link_check_time(struct dmdst_link *link, u32 timeout)
 		dmdst_link_lose(link, ETIMEDOUT, "no answer in time");
 }
 
+/*
+ * Has nothing come in since the last look, a moment ago? Looks are compared,
+ * not times: a machine that did nothing for a while heard nothing, either.
+ */
+bool dmdst_link_is_silent(struct dmdst_link *link)
+{
+	unsigned long since = jiffies - link->looked_at;
+	u64 received = READ_ONCE(link->rx.received);
+	bool silent = since < HZ && received == link->looked_received;
+
+	lockdep_assert_held(&link->node->lock);
+	/* Another target's look, just now, proves nothing. */
+	if (since < HZ / 5)
+		return false;
+	link->looked_at = jiffies;
+	link->looked_received = received;
+	return silent;
+}
+
 /* Does it hold up a suspend of @target? */
 bool dmdst_link_carries(struct dmdst_link *link, const struct dmdst_target *target)
 {

@@ -678,10 +678,10 @@ static void dmdst_end_all(struct list_head *reqs, blk_status_t status)
 
 /*
  * A noflush suspend of @target: what waits goes back to device-mapper, since
- * it could wait for long. @hard: so does what is on links, which end by that.
+ * it could wait for long. So may what is on links, which end by that.
  */
 void dmdst_node_push_back(struct dmdst_node *node, struct dmdst_target *target,
-			  bool hard)
+			  enum dmdst_push_back how)
 {
 	struct dmdst_link *link;
 	LIST_HEAD(waiting);
@@ -689,13 +689,14 @@ void dmdst_node_push_back(struct dmdst_node *node, struct dmdst_target *target,
 	spin_lock(&node->lock);
 	dmdst_node_take_queue(node, target, &waiting);
 	list_for_each_entry(link, &node->links, list)
-		if (hard && dmdst_link_carries(link, target))
+		if (how != DMDST_BACK_WAITING && dmdst_link_carries(link, target) &&
+		    (dmdst_link_is_silent(link) || how == DMDST_BACK_ALL))
 			dmdst_link_cut(link, "no answer in time for a suspend");
 	spin_unlock(&node->lock);
 	dmdst_fence_take(node, target, &waiting);
 
 	dmdst_end_all(&waiting, BLK_STS_DM_REQUEUE);
-	dmdst_flush_push_back(node, hard ? target : NULL);
+	dmdst_flush_push_back(node, how == DMDST_BACK_WAITING ? NULL : target);
 }
 
 /* All that waits for a link, a fence or a FLUSH fails. */

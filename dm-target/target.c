@@ -188,19 +188,20 @@ static int dmdst_map(struct dm_target *ti, struct bio *bio)
 
 /* ---- suspend and resume ---- */
 
-/* How long a noflush suspend waits for what is on links; then how often. */
-#define DMDST_SUSPEND_PATIENCE	(HZ / 2)
-#define DMDST_SUSPEND_AGAIN	(HZ / 4)
+/* How often a noflush suspend looks for links on which nothing comes in. */
+#define DMDST_SUSPEND_LOOK	(HZ / 4)
+/* After so long it doesn't wait for those on which something does, either. */
+#define DMDST_SUSPEND_LIMIT	(5 * HZ)
 
-static void dmdst_push_back(struct dmdst_target *t, bool hard)
+static void dmdst_push_back(struct dmdst_target *t, enum dmdst_push_back how)
 {
 	unsigned int i;
 
 	for (i = 0; i < t->nr_uses; i++)
-		dmdst_node_push_back(t->uses[i]->node, t, hard);
+		dmdst_node_push_back(t->uses[i]->node, t, how);
 }
 
-/* Servers had their time: a suspend that waits for them could wait for ever. */
+/* A suspend that waited for servers that don't answer could wait for ever. */
 static void dmdst_suspend_work(struct work_struct *work)
 {
 	struct dmdst_target *t = container_of(to_delayed_work(work),
@@ -208,14 +209,15 @@ static void dmdst_suspend_work(struct work_struct *work)
 
 	if (!dm_noflush_suspending(t->ti))
 		return;
-	dmdst_push_back(t, true);
-	queue_delayed_work(dmdst_down_wq, &t->suspend_work, DMDST_SUSPEND_AGAIN);
+	dmdst_push_back(t, time_after(jiffies, t->suspend_since + DMDST_SUSPEND_LIMIT) ?
+			   DMDST_BACK_ALL : DMDST_BACK_SILENT);
+	queue_delayed_work(dmdst_down_wq, &t->suspend_work, DMDST_SUSPEND_LOOK);
 }
 
 /*
  * A noflush suspend takes back what waits; what finds no link later asks
- * dm_noflush_suspending() itself. What is on one has half a second, while dm
- * core waits for it.
+ * dm_noflush_suspending() itself. For what is on one dm core waits, while the
+ * server goes on answering: to cut a link that works costs more than to wait.
  */
 static void dmdst_presuspend(struct dm_target *ti)
 {
@@ -223,8 +225,9 @@ static void dmdst_presuspend(struct dm_target *ti)
 
 	if (!dm_noflush_suspending(ti))
 		return;
-	dmdst_push_back(t, false);
-	queue_delayed_work(dmdst_down_wq, &t->suspend_work, DMDST_SUSPEND_PATIENCE);
+	t->suspend_since = jiffies;
+	dmdst_push_back(t, DMDST_BACK_WAITING);
+	queue_delayed_work(dmdst_down_wq, &t->suspend_work, DMDST_SUSPEND_LOOK);
 }
 
 /* Suspended, or not after all. */
