@@ -45,9 +45,15 @@ static int __init dmdst_init(void)
 	ret = dmdst_create_workqueues();
 	if (ret)
 		return ret;
-	ret = dmdst_netlink_init();
+	ret = dmdst_tick_module_init();
 	if (ret)
 		goto err_workqueues;
+	ret = dmdst_link_module_init();
+	if (ret)
+		goto err_tick;
+	ret = dmdst_netlink_init();
+	if (ret)
+		goto err_link;
 	ret = dmdst_target_register();
 	if (ret)
 		goto err_netlink;
@@ -55,6 +61,10 @@ static int __init dmdst_init(void)
 
 err_netlink:
 	dmdst_netlink_exit();
+err_link:
+	dmdst_link_module_exit();
+err_tick:
+	dmdst_tick_module_exit();
 err_workqueues:
 	dmdst_destroy_workqueues();
 	return ret;
@@ -65,8 +75,10 @@ static void __exit dmdst_exit(void)
 {
 	dmdst_target_unregister();
 	/* They tell of their end: the family must still be there. */
-	dmdst_link_flush_gone();
+	dmdst_link_module_exit();
 	dmdst_netlink_exit();
+	dmdst_fences_forget_all();
+	dmdst_tick_module_exit();
 	dmdst_destroy_workqueues();
 }
 

@@ -8,6 +8,7 @@
  *   node->conf (mutex)		tables and netlink changing one node
  *   node->lock (spin)		the node's state, queue and set of links
  *   link->lock (spin)		the link's state, slots and byte counters
+ *   fences->lock (spin)	guards, old links, and who waits for them
  * Nothing that holds a spinlock here is called from softirq: the socket
  * callbacks only queue work.
  */
@@ -26,7 +27,9 @@
 #include <linux/spinlock.h>
 #include <linux/workqueue.h>
 #include <linux/dm-dst.h>
+#include "guards.h"
 #include "nbd-wire.h"
+#include "rules.h"
 
 #define DM_MSG_PREFIX "dst"
 
@@ -39,9 +42,11 @@
 /* A reason fits one line of a log and one word of the status. */
 #define DMDST_REASON_MAX	96
 
+struct genl_family;
 struct dmdst_node;
 struct dmdst_target;
 struct dmdst_link;
+struct dmdst_seat;
 
 /* ---- flush.c: waiting until a node's acknowledged writes are durable ---- */
 
@@ -49,39 +54,22 @@ struct dmdst_sync {
 	struct list_head	list;	/* in the node's flush; node->lock */
 	u64			need;	/* writes that must be durable */
 	const struct dmdst_target *target; /* whose wait this is */
+	struct dmdst_seat	*seat;	/* of a flush bio; NULL: a write with FUA */
+	u32			birth;	/* of that write's link */
+	bool			redo;	/* the write is lost: again */
 	blk_status_t		status;
 	void			(*done)(struct dmdst_sync *sync);
 };
 
 /* ---- req.c: one request, from map to the end of its bio ---- */
 
-/*
- *            ┌────────── HELD ──────────┐
- *            ▼            ▲  │          ▼
- *         QUEUED ─────────┤  │       ON_LINK
- *      (node->queue)      │  ▼     (sendq, then a slot)
- *                         │ DONE        │
- *         SYNCING ────────┴─────────────┘
- *    (write answered, its FLUSH is not)
- *
- * Only dmdst_req_move() changes the state. HELD means: in no list, owned by
- * the function that has the pointer.
- */
-enum dmdst_req_state {
-	DMDST_REQ_HELD,
-	DMDST_REQ_QUEUED,
-	DMDST_REQ_ON_LINK,
-	DMDST_REQ_SYNCING,
-	DMDST_REQ_DONE,
-	DMDST_REQ_NR_STATES,
-};
-
-/* dm's per-bio data; also the one FLUSH of each node (then bio is NULL). */
+/* dm's per-bio data; also a node's own FLUSH and probe (then bio is NULL). */
 struct dmdst_req {
 	struct list_head	list;	/* of whoever owns it, see the states */
 	struct bio		*bio;
 	struct dmdst_node	*node;
-	struct dmdst_target	*target; /* NULL for a node's FLUSH */
+	struct dmdst_target	*target; /* NULL for a node's own */
+	struct bio_vec		*bvec;	/* the data, with iter */
 	struct bvec_iter	iter;	/* data from this wire request on */
 	u64			offset;	/* bytes, on the node */
 	u64			left;	/* bytes, this wire request included */
@@ -90,12 +78,16 @@ struct dmdst_req {
 	u32			len;	/* bytes of this wire request */
 	u16			cmd;
 	u16			slot;
+	u16			guard;	/* its number, or 0; fences->lock */
+	u32			birth;	/* of the link that answered */
 	enum dmdst_req_state	state;
 	blk_status_t		status;
 	bool			no_hole;
 	bool			fua;
 	bool			sync_after; /* FUA on a server without it */
 	bool			answered; /* before its last byte was sent */
+	bool			spliced; /* this time */
+	bool			pages_out; /* an old socket may still have them */
 	struct dmdst_sync	sync;
 };
 
@@ -104,28 +96,71 @@ void dmdst_req_move(struct dmdst_req *req, enum dmdst_req_state to);
 void dmdst_req_end(struct dmdst_req *req, blk_status_t status);
 void dmdst_req_answered(struct dmdst_req *req);
 void dmdst_reqs_answered(struct list_head *reqs);
+void dmdst_req_again(struct dmdst_req *req);
 bool dmdst_req_has_payload(const struct dmdst_req *req);
+bool dmdst_req_is_write(const struct dmdst_req *req);
 
 /* ---- flush.c ---- */
 
 struct dmdst_flush {
 	struct list_head	waiting; /* for the next FLUSH */
 	struct list_head	joined;	/* covered by the one under way */
-	bool			busy;
-	u64			covers;	/* writes the one under way covers */
-	u64			durable; /* writes a FLUSH has covered */
+	struct dmdst_seq	seq;
 	atomic64_t		acked;	/* writes acknowledged */
+	u32			birth;	/* changes with the incarnation */
 	struct dmdst_req	req;
 };
 
 void dmdst_flush_init(struct dmdst_node *node);
-void dmdst_flush_note_write(struct dmdst_node *node, bool durable);
-bool dmdst_flush_is_clean(struct dmdst_node *node);
+void dmdst_flush_note_write(struct dmdst_node *node, u32 birth, bool durable);
+bool dmdst_flush_is_clean(struct dmdst_node *node, const struct dmdst_seat *seat);
 u64 dmdst_flush_dirty(struct dmdst_node *node);
 void dmdst_flush_wait(struct dmdst_node *node, struct dmdst_sync *sync);
 void dmdst_flush_done(struct dmdst_node *node, blk_status_t status);
-void dmdst_flush_push_back(struct dmdst_node *node);
+void dmdst_flush_push_back(struct dmdst_node *node, const struct dmdst_target *target);
+void dmdst_flush_redo(struct dmdst_node *node);
+void dmdst_flush_lost(struct dmdst_node *node);
 void dmdst_flush_fail(struct dmdst_node *node, blk_status_t status);
+
+/* ---- fence.c ---- */
+
+/* Belongs to a node; outlives it while something is ambiguous. */
+struct dmdst_fences {
+	struct kref		ref;	/* the node's, or the grave's */
+	spinlock_t		lock;	/* of all but what is read without it */
+	struct dmdst_guards	guards;
+	struct list_head	barred;	/* requests that wait for a fence */
+	struct list_head	pinned;	/* answered; pages in an old socket */
+	bool			active;	/* there are guards; read without lock */
+	bool			listening; /* an answer matters; the same */
+	u32			losses;	/* the same */
+
+	struct hlist_node	grave;	/* from here on: while there is no node */
+	char			name[DMDST_NAME_MAX + 1];
+	u32			generation;
+	u32			quiesce;
+};
+
+struct dmdst_fences *dmdst_fences_get(const char *name);
+void dmdst_fences_bury(struct dmdst_node *node);
+void dmdst_fences_put(struct dmdst_fences *fences);
+void dmdst_fences_forget_all(void);
+int dmdst_fences_grow(struct dmdst_fences *fences, unsigned int links);
+bool dmdst_fence_bars(struct dmdst_req *req);
+bool dmdst_fence_pins(struct dmdst_req *req);
+void dmdst_fence_disown(struct dmdst_req *req);
+void dmdst_fence_lost(struct dmdst_link *link, struct list_head *writes);
+void dmdst_fence_contest(struct dmdst_link *link);
+void dmdst_fence_heard(struct dmdst_link *link, u16 slot);
+void dmdst_fence_lift(struct dmdst_node *node, u64 old, const char *why);
+void dmdst_fence_unbar(struct dmdst_node *node);
+u64 dmdst_fence_quiet(struct dmdst_node *node);
+bool dmdst_fence_needs_probe(struct dmdst_node *node);
+void dmdst_fence_take(struct dmdst_node *node, const struct dmdst_target *target,
+		      struct list_head *taken);
+u64 dmdst_fence_find(struct dmdst_node *node, u32 slot, u32 generation);
+unsigned int dmdst_fence_ambiguous(struct dmdst_node *node,
+				   const struct dmdst_link *of);
 
 /* ---- node.c ---- */
 
@@ -139,6 +174,22 @@ struct dmdst_export {
 	bool			zero_copy;
 };
 
+/* Of the thing behind a node; len 0: it doesn't say. */
+struct dmdst_incarnation {
+	unsigned int		len;
+	u8			id[DMDST_INCARNATION_MAX];
+};
+
+/* What NODE_SET changes beside the number of links; all may change live. */
+struct dmdst_conduct {
+	enum dmdst_policy	policy;
+	u32			queue_for; /* ms */
+	u32			quiesce; /* ms, or DMDST_NEVER */
+	u32			timeout; /* ms, or DMDST_NEVER */
+	enum dmdst_restart	unknown_restart;
+	bool			eof_fences;
+};
+
 struct dmdst_node {
 	struct kref		ref;
 	struct hlist_node	hash;	/* dmdst_nodes_lock */
@@ -150,6 +201,9 @@ struct dmdst_node {
 	bool			has_session; /* conf */
 	u8			session[DMDST_SESSION_LEN]; /* conf */
 	u32			generation; /* conf: the newest link's */
+	struct dmdst_incarnation incarnation; /* conf */
+	struct list_head	seats;	/* conf */
+	struct dmdst_fences	*fences;
 
 	spinlock_t		lock;	/* of all from here on */
 	enum dmdst_node_state	state;
@@ -163,18 +217,35 @@ struct dmdst_node {
 	struct list_head	links;	/* until they are gone */
 	struct list_head	queue;	/* requests without a link */
 	bool			had_loss;
+	bool			suspect; /* a loss since links came last */
+	bool			down;	/* since lost_at; the policy runs */
+	bool			expired; /* the policy has; I/O fails */
+	unsigned long		lost_at; /* jiffies: the last link's loss */
 	u64			reconnects; /* links up since the first loss */
+	struct dmdst_conduct	conduct;
 	struct dmdst_flush	flush;
+	struct dmdst_req	probe;	/* asks, to hear an answer */
+	struct delayed_work	tick;	/* holds a reference while queued */
 
 	atomic_t		queued;
 	atomic_t		on_link;
+	atomic_t		waiting; /* for a fence: barred and pinned */
 	atomic64_t		errors;
+};
+
+/* A device's place at a node, shared by its lines and kept over reloads. */
+struct dmdst_seat {
+	struct list_head	list;	/* node->seats */
+	const struct mapped_device *md;
+	unsigned int		uses;	/* node->conf */
+	u64			told;	/* losses of data; node->lock */
 };
 
 /* A table line's use of a node, one for each node it names. */
 struct dmdst_use {
 	struct dmdst_node	*node;
 	struct dmdst_target	*target;
+	struct dmdst_seat	*seat;
 	struct list_head	list;	/* node->uses */
 	u64			need_size; /* bytes: end of the furthest extent */
 	bool			not_yet_live; /* node->conf */
@@ -188,33 +259,68 @@ struct dmdst_need {
 	bool			write;
 };
 
+/* What a noflush suspend takes back. */
+enum dmdst_push_back {
+	DMDST_BACK_WAITING,	/* what is on no link */
+	DMDST_BACK_SILENT,	/* and what is on links that don't answer */
+	DMDST_BACK_ALL,
+};
+
 struct dmdst_node *dmdst_node_get(const char *name, bool create);
 void dmdst_node_put(struct dmdst_node *node);
 void dmdst_node_unuse(struct dmdst_node *node);
 unsigned int dmdst_nodes_seq(void);
 struct dmdst_node *dmdst_node_nth(unsigned long n);
+void dmdst_node_links_up(struct dmdst_node *node, struct list_head *fresh,
+			 const struct dmdst_export *export,
+			 const struct dmdst_incarnation *incarnation,
+			 unsigned int wanted);
+void dmdst_node_link_leaves(struct dmdst_link *link);
+void dmdst_node_retire_link(struct dmdst_link *link, const char *why);
+void dmdst_node_guarded(struct dmdst_link *link);
+void dmdst_node_link_gone(struct dmdst_link *link);
+void dmdst_node_set_wanted(struct dmdst_node *node, unsigned int wanted);
+void dmdst_node_submit(struct dmdst_req *req);
+void dmdst_node_submit_all(struct list_head *reqs);
+void dmdst_node_push_back(struct dmdst_node *node, struct dmdst_target *target,
+			  enum dmdst_push_back how);
+void dmdst_node_set_conduct(struct dmdst_node *node, const struct dmdst_conduct *conduct);
+int dmdst_node_fenced(struct dmdst_node *node, u32 slot, u32 generation);
+bool dmdst_node_set_state(struct dmdst_node *node, enum dmdst_node_state to,
+			  const char *reason);
+void dmdst_node_drop_links(struct dmdst_node *node, u32 slots, bool force);
+void dmdst_node_fail_pending(struct dmdst_node *node);
+void dmdst_node_fail_waiting(struct dmdst_node *node);
+const char *dmdst_node_state_name(enum dmdst_node_state state);
+
+/* ---- use.c ---- */
+
 struct dmdst_need dmdst_node_need(struct dmdst_node *node);
 int dmdst_node_add_use(struct dmdst_use *use, char *reason);
 void dmdst_node_del_use(struct dmdst_use *use);
 bool dmdst_node_fits(struct dmdst_node *node, const struct dmdst_export *export,
 		     char *reason);
 void dmdst_node_refuse(struct dmdst_node *node, const char *reason);
-void dmdst_node_links_up(struct dmdst_node *node, struct list_head *fresh,
-			 const struct dmdst_export *export, unsigned int wanted);
-void dmdst_node_link_leaves(struct dmdst_link *link);
-void dmdst_node_link_gone(struct dmdst_link *link);
-void dmdst_node_set_wanted(struct dmdst_node *node, unsigned int wanted);
-void dmdst_node_submit(struct dmdst_req *req);
-void dmdst_node_push_back(struct dmdst_node *node, struct dmdst_target *target);
-void dmdst_node_drop_links(struct dmdst_node *node, u32 slots, bool force);
-void dmdst_node_fail_pending(struct dmdst_node *node);
-const char *dmdst_node_state_name(enum dmdst_node_state state);
+void dmdst_node_tell_uses(struct dmdst_node *node);
+
+/* ---- tick.c: what a node looks at once a second ---- */
+
+void dmdst_tick_init(struct dmdst_node *node);
+void dmdst_tick_soon(struct dmdst_node *node);
+void dmdst_tick_stop(struct dmdst_node *node);
+bool dmdst_policy_expired(const struct dmdst_node *node);
+int dmdst_tick_module_init(void);
+void dmdst_tick_module_exit(void);
 
 /* ---- link.c, send.c, recv.c ---- */
 
 struct dmdst_slot {
 	struct dmdst_req	*req;
 	u32			seq;	/* of its use: makes cookies unique */
+	u32			loss;	/* losses known when it was used */
+	u32			since;	/* jiffies */
+	bool			warned;	/* that it is slow */
+	bool			refused; /* ESHUTDOWN: no other answer will come */
 };
 
 /* The batch being sent. Owned by send_work but for what says link->lock. */
@@ -227,6 +333,7 @@ struct dmdst_tx {
 	bool			splice;
 	bool			payload; /* the batch has some */
 	bool			more;	/* another batch follows at once */
+	bool			full;	/* the socket was: room is progress */
 	struct dmdst_req	*req;	/* partly gathered; link->lock */
 	struct bvec_iter	iter;	/* what of it is not gathered yet */
 	u64			gathered; /* stream position; link->lock */
@@ -241,6 +348,8 @@ struct dmdst_rx {
 	struct dmdst_req	*req;	/* whose payload is being read */
 	u32			got;	/* bytes of it */
 	bool			broken;	/* not what NBD says: read no further */
+	bool			eof;
+	bool			shutdown; /* the server said it goes away */
 	u64			received;
 };
 
@@ -260,6 +369,11 @@ struct dmdst_link {
 	struct list_head	sendq;	/* no slot yet */
 	unsigned int		nr_free;
 	unsigned int		nr_reads; /* with a slot */
+	unsigned int		nr_long; /* with a slot, and may take long */
+	bool			fail;	/* when lost: fail what it carries */
+	bool			fenced;	/* nothing it carried can be applied */
+	bool			reset;	/* a send or receive said so */
+	u32			birth;	/* node->flush.birth when it came */
 	u16			free[DMDST_DEPTH];
 	struct dmdst_slot	slots[DMDST_DEPTH];
 
@@ -270,7 +384,10 @@ struct dmdst_link {
 	struct work_struct	recv_work;
 	struct work_struct	down_work;
 
-	bool			fail_unsent; /* when lost: don't move it on */
+	unsigned long		progress; /* jiffies; read without lock */
+	unsigned long		looked_at; /* jiffies; node->lock, as the next */
+	u64			looked_received; /* bytes, by then */
+	bool			disbelieve; /* its server's word is void */
 	bool			started; /* in its node; callbacks may queue work */
 	gfp_t			old_allocation;
 	void			(*old_data_ready)(struct sock *sk);
@@ -291,12 +408,18 @@ void dmdst_link_put(struct dmdst_link *link);
 bool dmdst_link_take(struct dmdst_link *link, struct dmdst_req *req);
 void dmdst_link_drain(struct dmdst_link *link);
 void dmdst_link_lose(struct dmdst_link *link, int err, const char *why);
-void dmdst_link_cut(struct dmdst_link *link, bool only_busy, const char *why);
+void dmdst_link_cut(struct dmdst_link *link, const char *why);
+void dmdst_link_fail(struct dmdst_link *link, bool only_busy, const char *why);
+void dmdst_link_fenced(struct dmdst_link *link);
+bool dmdst_link_carries(struct dmdst_link *link, const struct dmdst_target *target);
+bool dmdst_link_is_silent(struct dmdst_link *link);
+void dmdst_link_check_time(struct dmdst_link *link, u32 timeout);
 void dmdst_link_answered(struct dmdst_link *link, struct list_head *reqs);
 void dmdst_link_send_later(struct dmdst_link *link, unsigned long delay);
 void dmdst_link_free_slot(struct dmdst_link *link, struct dmdst_req *req);
 unsigned int dmdst_link_in_flight(struct dmdst_link *link);
-void dmdst_link_flush_gone(void);
+int dmdst_link_module_init(void);
+void dmdst_link_module_exit(void);
 
 void dmdst_send_work(struct work_struct *work);
 void dmdst_send_disc(struct dmdst_link *link);
@@ -325,6 +448,8 @@ struct dmdst_target {
 
 	atomic_t		not_yet_live; /* uses; 0: ready */
 	struct work_struct	ready_work;
+	struct delayed_work	suspend_work; /* a noflush suspend's patience */
+	unsigned long		suspend_since; /* jiffies */
 
 	spinlock_t		round_lock; /* the flush round, see target.c */
 	bool			round_busy;
@@ -344,10 +469,21 @@ void dmdst_target_node_is_live(struct dmdst_target *t);
 
 /* ---- netlink.c ---- */
 
+/* Of the family's multicast groups. */
+#define DMDST_GROUP_EVENTS	0
+
+extern struct genl_family dmdst_family;
+
 int dmdst_netlink_init(void);
 void dmdst_netlink_exit(void);
+
+/* ---- event.c ---- */
+
 void dmdst_netlink_node_event(struct dmdst_node *node);
 void dmdst_netlink_link_event(struct dmdst_link *link,
 			      enum dmdst_link_state state, int err, const char *why);
+void dmdst_netlink_fence_event(struct dmdst_node *node, u32 slot, u32 generation,
+			       unsigned int ambiguous, const char *why);
+void dmdst_netlink_data_lost_event(struct dmdst_node *node, u64 writes);
 
 #endif /* DM_DST_H */

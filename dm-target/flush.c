@@ -4,8 +4,9 @@
  * it a FLUSH when somebody must know them durable. One FLUSH a node is under
  * way at a time, so its context is allocated with the node. Who asks while it
  * is under way waits for the next one, which all of them then share.
- * Called by target.c (flush bios), req.c (FUA on a server without it) and
- * node.c. Never decides which nodes a flush bio is about.
+ * Where what was acknowledged is lost, it sees to it that each device is told
+ * once. Called by target.c (flush bios), req.c (FUA on a server without it)
+ * and node.c. Never decides which nodes a flush bio is about.
  */
 #include "dm-dst.h"
 
@@ -20,42 +21,6 @@ void dmdst_flush_init(struct dmdst_node *node)
 	flush->req.state = DMDST_REQ_DONE;
 }
 
-/* A server without SEND_FLUSH is write-through: nothing to make durable. */
-void dmdst_flush_note_write(struct dmdst_node *node, bool durable)
-{
-	if (!durable && READ_ONCE(node->export.flags) & NBDW_SEND_FLUSH)
-		atomic64_inc(&node->flush.acked);
-}
-
-/* Writes acknowledged that no FLUSH has covered. */
-u64 dmdst_flush_dirty(struct dmdst_node *node)
-{
-	u64 durable = READ_ONCE(node->flush.durable);
-
-	return (u64)atomic64_read(&node->flush.acked) - durable;
-}
-
-bool dmdst_flush_is_clean(struct dmdst_node *node)
-{
-	return !dmdst_flush_dirty(node);
-}
-
-/* Returns true if the caller must submit flush->req, lock dropped. */
-static bool dmdst_flush_begin(struct dmdst_node *node)
-{
-	struct dmdst_flush *flush = &node->flush;
-
-	lockdep_assert_held(&node->lock);
-	if (flush->busy || list_empty(&flush->waiting))
-		return false;
-
-	flush->busy = true;
-	flush->covers = atomic64_read(&flush->acked);
-	list_splice_tail_init(&flush->waiting, &flush->joined);
-	dmdst_req_move(&flush->req, DMDST_REQ_HELD);
-	return true;
-}
-
 static void dmdst_syncs_done(struct list_head *syncs, blk_status_t status)
 {
 	struct dmdst_sync *sync, *next;
@@ -67,6 +32,94 @@ static void dmdst_syncs_done(struct list_head *syncs, blk_status_t status)
 	}
 }
 
+/* Who waits: flush bios, or else writes with FUA. */
+static void dmdst_flush_take_kind(struct dmdst_flush *flush, bool bios,
+				  struct list_head *taken)
+{
+	struct dmdst_sync *sync, *next;
+
+	list_for_each_entry_safe(sync, next, &flush->joined, list)
+		if (!sync->seat != bios)
+			list_move_tail(&sync->list, taken);
+	list_for_each_entry_safe(sync, next, &flush->waiting, list)
+		if (!sync->seat != bios)
+			list_move_tail(&sync->list, taken);
+}
+
+/* The acknowledged writes that no FLUSH has covered are lost. */
+static void dmdst_flush_forget(struct dmdst_node *node)
+{
+	struct dmdst_flush *flush = &node->flush;
+	struct dmdst_sync *sync;
+	LIST_HEAD(told);
+	u64 lost;
+
+	spin_lock(&node->lock);
+	lost = dmdst_seq_lose(&flush->seq, atomic64_read(&flush->acked));
+	if (lost)
+		dmdst_flush_take_kind(flush, true, &told);
+	list_for_each_entry(sync, &told, list)
+		sync->seat->told = flush->seq.lost;
+	spin_unlock(&node->lock);
+	if (!lost)
+		return;
+
+	DMERR("node %s: %llu acknowledged writes are lost with the server's incarnation; each device fails a flush",
+	      node->name, lost);
+	dmdst_netlink_data_lost_event(node, lost);
+	dmdst_syncs_done(&told, BLK_STS_IOERR);
+}
+
+/* Another incarnation from here on: writes that links with an older birth ack are lost. */
+void dmdst_flush_lost(struct dmdst_node *node)
+{
+	/* Pairs with dmdst_flush_note_write(): it sees the birth, or we the write. */
+	smp_mb();
+	dmdst_flush_forget(node);
+}
+
+/*
+ * A link of @birth has acknowledged a write. A server without SEND_FLUSH is
+ * write-through: nothing to make durable.
+ */
+void dmdst_flush_note_write(struct dmdst_node *node, u32 birth, bool durable)
+{
+	if (durable || !(READ_ONCE(node->export.flags) & NBDW_SEND_FLUSH))
+		return;
+	atomic64_inc(&node->flush.acked);
+	smp_mb__after_atomic();	/* see dmdst_flush_lost() */
+	if (unlikely(birth != READ_ONCE(node->flush.birth)))
+		dmdst_flush_forget(node);
+}
+
+/* Writes acknowledged that no FLUSH has covered. */
+u64 dmdst_flush_dirty(struct dmdst_node *node)
+{
+	return dmdst_seq_dirty(&node->flush.seq, atomic64_read(&node->flush.acked));
+}
+
+/* Nothing to make durable, and nothing that @seat must be told. */
+bool dmdst_flush_is_clean(struct dmdst_node *node, const struct dmdst_seat *seat)
+{
+	return !dmdst_flush_dirty(node) &&
+	       READ_ONCE(seat->told) == READ_ONCE(node->flush.seq.lost);
+}
+
+/* Returns true if the caller must submit flush->req, lock dropped. */
+static bool dmdst_flush_begin(struct dmdst_node *node)
+{
+	struct dmdst_flush *flush = &node->flush;
+
+	lockdep_assert_held(&node->lock);
+	if (flush->seq.busy || list_empty(&flush->waiting))
+		return false;
+
+	dmdst_seq_begin(&flush->seq, atomic64_read(&flush->acked));
+	list_splice_tail_init(&flush->waiting, &flush->joined);
+	dmdst_req_move(&flush->req, DMDST_REQ_HELD);
+	return true;
+}
+
 /* A noflush suspend must not wait for a node that has nobody to ask. */
 static bool dmdst_sync_goes_back(struct dmdst_node *node, struct dmdst_sync *sync)
 {
@@ -74,26 +127,45 @@ static bool dmdst_sync_goes_back(struct dmdst_node *node, struct dmdst_sync *syn
 	return !node->nr_live && dm_noflush_suspending(sync->target->ti);
 }
 
+/* True: @sync is over at once, with its status, or its write is lost. */
+static bool dmdst_sync_is_over(struct dmdst_node *node, struct dmdst_sync *sync)
+{
+	struct dmdst_flush *flush = &node->flush;
+
+	lockdep_assert_held(&node->lock);
+	sync->need = atomic64_read(&flush->acked);
+	sync->redo = !sync->seat && sync->birth != flush->birth;
+	if (sync->redo)
+		return true;
+	if (sync->seat && sync->seat->told != flush->seq.lost) {
+		sync->seat->told = flush->seq.lost;
+		sync->status = BLK_STS_IOERR;
+		return true;
+	}
+	if (sync->need <= flush->seq.durable) {
+		sync->status = BLK_STS_OK;
+		return true;
+	}
+	sync->status = BLK_STS_DM_REQUEUE;
+	return dmdst_sync_goes_back(node, sync);
+}
+
 /* sync->done() runs, maybe before this returns, with no lock held. */
 void dmdst_flush_wait(struct dmdst_node *node, struct dmdst_sync *sync)
 {
 	struct dmdst_flush *flush = &node->flush;
-	bool covered, pushed, begin = false;
+	bool over, begin = false;
 
 	spin_lock(&node->lock);
-	sync->need = atomic64_read(&flush->acked);
-	covered = sync->need <= flush->durable;
-	pushed = !covered && dmdst_sync_goes_back(node, sync);
-	if (!covered && !pushed) {
+	over = dmdst_sync_is_over(node, sync);
+	if (!over) {
 		list_add_tail(&sync->list, &flush->waiting);
 		begin = dmdst_flush_begin(node);
 	}
 	spin_unlock(&node->lock);
 
-	if (covered || pushed) {
-		sync->status = covered ? BLK_STS_OK : BLK_STS_DM_REQUEUE;
+	if (over)
 		sync->done(sync);
-	}
 	if (begin)
 		dmdst_node_submit(&flush->req);
 }
@@ -104,17 +176,19 @@ static void dmdst_flush_take_covered(struct dmdst_flush *flush,
 	struct dmdst_sync *sync, *next;
 
 	list_for_each_entry_safe(sync, next, &flush->waiting, list)
-		if (sync->need <= flush->durable)
+		if (sync->need <= flush->seq.durable)
 			list_move_tail(&sync->list, covered);
 }
 
-static void dmdst_flush_take_back(struct dmdst_node *node, struct list_head *from,
-				  struct list_head *taken)
+/* @target: all of its syncs; NULL: those that would wait for a link. */
+static void dmdst_flush_take_back(struct dmdst_node *node,
+				  const struct dmdst_target *target,
+				  struct list_head *from, struct list_head *taken)
 {
 	struct dmdst_sync *sync, *next;
 
 	list_for_each_entry_safe(sync, next, from, list)
-		if (dmdst_sync_goes_back(node, sync))
+		if (target ? sync->target == target : dmdst_sync_goes_back(node, sync))
 			list_move_tail(&sync->list, taken);
 }
 
@@ -131,11 +205,9 @@ void dmdst_flush_done(struct dmdst_node *node, blk_status_t status)
 
 	spin_lock(&node->lock);
 	list_splice_init(&flush->joined, &ended);
-	if (!status) {
-		WRITE_ONCE(flush->durable, flush->covers);
+	dmdst_seq_end(&flush->seq, !status);
+	if (!status)
 		dmdst_flush_take_covered(flush, &covered);
-	}
-	flush->busy = false;
 	begin = dmdst_flush_begin(node);
 	spin_unlock(&node->lock);
 
@@ -149,16 +221,35 @@ void dmdst_flush_done(struct dmdst_node *node, blk_status_t status)
  * For a noflush suspend: its targets give up waiting if the node can't answer.
  * When the suspend begins, and when the node's FLUSH has to wait for a link.
  */
-void dmdst_flush_push_back(struct dmdst_node *node)
+void dmdst_flush_push_back(struct dmdst_node *node, const struct dmdst_target *target)
 {
 	LIST_HEAD(pushed);
 
 	spin_lock(&node->lock);
-	dmdst_flush_take_back(node, &node->flush.waiting, &pushed);
-	dmdst_flush_take_back(node, &node->flush.joined, &pushed);
+	dmdst_flush_take_back(node, target, &node->flush.waiting, &pushed);
+	dmdst_flush_take_back(node, target, &node->flush.joined, &pushed);
 	spin_unlock(&node->lock);
 
 	dmdst_syncs_done(&pushed, BLK_STS_DM_REQUEUE);
+}
+
+/*
+ * A link was lost: what FUA writes wait for may be lost with it. They write
+ * again, and then wait again.
+ */
+void dmdst_flush_redo(struct dmdst_node *node)
+{
+	struct dmdst_sync *sync, *next;
+	LIST_HEAD(again);
+
+	spin_lock(&node->lock);
+	dmdst_flush_take_kind(&node->flush, false, &again);
+	spin_unlock(&node->lock);
+
+	list_for_each_entry_safe(sync, next, &again, list) {
+		list_del_init(&sync->list);
+		dmdst_req_again(container_of(sync, struct dmdst_req, sync));
+	}
 }
 
 /* Ends every wait, for fail-pending. The FLUSH itself is in a queue or link. */

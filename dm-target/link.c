@@ -17,29 +17,20 @@
 
 #define DMDST_HEADERS_ORDER get_order(DMDST_DEPTH * sizeof(struct nbdw_request))
 
+/* A request that takes so long is worth a warning. */
+#define DMDST_SLOW		(10 * HZ)
+/* For TRIM, WRITE_ZEROES and FLUSH, by which a server may do a lot. */
+#define DMDST_LONG_FACTOR	10
+
 static atomic_t dmdst_links_alive = ATOMIC_INIT(0);
 static DECLARE_WAIT_QUEUE_HEAD(dmdst_links_gone);
+static struct socket *dmdst_memalloc;
 
-/*
- *   LIVE ──► DRAINING
- *     │         │  (unanswered: 0)
- *     └──► LOST ◄┘
- *           │  socket released
- *           ▼
- *          GONE
- */
-static const u8 dmdst_link_moves[] = {
-	[DMDST_LINK_LIVE]	= BIT(DMDST_LINK_DRAINING) | BIT(DMDST_LINK_LOST),
-	[DMDST_LINK_DRAINING]	= BIT(DMDST_LINK_LOST),
-	[DMDST_LINK_LOST]	= BIT(DMDST_LINK_GONE),
-	[DMDST_LINK_GONE]	= 0,
-};
-
-/* Returns false, and does nothing, where the move isn't legal (any more). */
+/* Legal moves: rules.h. False, and nothing done: it isn't legal (any more). */
 static bool dmdst_link_move(struct dmdst_link *link, enum dmdst_link_state to)
 {
 	lockdep_assert_held(&link->lock);
-	if (!(dmdst_link_moves[link->state] & BIT(to)))
+	if (!dmdst_link_may_move(link->state, to))
 		return false;
 	link->state = to;
 	return true;
@@ -204,59 +195,89 @@ static void dmdst_link_take_sendq(struct dmdst_link *link, struct list_head *uns
 	list_splice_tail_init(&link->sendq, unsent);
 }
 
-static void dmdst_link_collect(struct dmdst_link *link, struct list_head *unsent,
-			       struct list_head *in_flight)
+/*
+ * Did the server close the connection in order? Who reads on after a reset, a
+ * time-out or an abort finds end of file, too; only a FIN sets SOCK_DONE.
+ */
+static bool dmdst_link_was_closed(struct dmdst_link *link)
+{
+	struct sock *sk = link->sock->sk;
+
+	lockdep_assert_held(&link->lock);
+	return link->rx.eof &&
+	       (sk_is_tcp(sk) ? sock_flag(sk, SOCK_DONE) : !link->reset);
+}
+
+/* May a write that was not answered be applied after this? No: it's fenced. */
+static bool dmdst_link_is_fenced(struct dmdst_link *link)
+{
+	return link->fenced || (READ_ONCE(link->node->conduct.eof_fences) &&
+				dmdst_link_was_closed(link));
+}
+
+/*
+ * Empties the link. @moved: what was not sent, or can be asked again without
+ * a trace. @writes: what the server may have, or get, and apply.
+ */
+static void dmdst_link_collect(struct dmdst_link *link, struct list_head *moved,
+			       struct list_head *writes)
 {
 	struct dmdst_req *req;
 	unsigned int i;
 
 	spin_lock(&link->lock);
-	dmdst_link_take_sendq(link, unsent);
+	dmdst_link_take_sendq(link, moved);
 	for (i = 0; i < DMDST_DEPTH; i++) {
 		req = link->slots[i].req;
 		if (!req)
 			continue;
 		dmdst_link_free_slot(link, req);
-		if (req->tx_start >= link->tx.sent) {
-			list_add_tail(&req->list, unsent);
-			continue;
-		}
-		list_add_tail(&req->list, in_flight);
+		if (req->tx_start >= link->tx.sent || !dmdst_req_is_write(req))
+			list_add_tail(&req->list, moved);
+		else
+			list_add_tail(&req->list, writes);
 	}
 	link->tx.req = NULL;
+	if (dmdst_link_is_fenced(link))
+		list_splice_tail_init(writes, moved);
+	dmdst_fence_lost(link, writes);
 	spin_unlock(&link->lock);
 }
 
-static void dmdst_submit_all(struct list_head *reqs)
+/*
+ * What the link carried goes on elsewhere, back to device-mapper, or ends.
+ * "Would block" is no answer any more for what a server may have done.
+ */
+static void dmdst_link_move_on(struct dmdst_link *link, struct list_head *reqs)
 {
+	bool fail = READ_ONCE(link->fail);
 	struct dmdst_req *req, *next;
 
 	list_for_each_entry_safe(req, next, reqs, list) {
 		list_del_init(&req->list);
-		dmdst_node_submit(req);
+		if (req->bio)
+			req->bio->bi_opf &= ~REQ_NOWAIT;
+		if (fail)
+			dmdst_req_end(req, BLK_STS_TRANSPORT);
+		else if (req->bio && dm_noflush_suspending(req->target->ti))
+			dmdst_req_end(req, BLK_STS_DM_REQUEUE);
+		else
+			dmdst_node_submit(req);
 	}
 }
 
-static void dmdst_fail_all(struct list_head *reqs)
-{
-	struct dmdst_req *req;
-
-	list_for_each_entry(req, reqs, list)
-		req->status = BLK_STS_TRANSPORT;
-	dmdst_reqs_answered(reqs);
-}
-
 /*
- * Runs once a link, when it is lost or drained. A request whose first byte
- * the socket never took goes to another link; one in flight is failed: until
- * there are fences nobody knows whether the server will still apply it.
+ * Runs once a link, when it is lost or drained. Everything it carried goes to
+ * another link or the queue; writes that were in flight leave guards, since
+ * nobody knows whether the server will still apply them.
  */
 static void dmdst_link_down_work(struct work_struct *work)
 {
 	struct dmdst_link *link = container_of(work, struct dmdst_link, down_work);
 	unsigned int noio = memalloc_noio_save();
-	LIST_HEAD(unsent);
-	LIST_HEAD(in_flight);
+	LIST_HEAD(moved);
+	LIST_HEAD(writes);
+	bool guarded;
 
 	dmdst_node_link_leaves(link);
 	dmdst_link_disown_socket(link);
@@ -268,17 +289,20 @@ static void dmdst_link_down_work(struct work_struct *work)
 		cond_resched();
 
 	dmdst_link_close_socket(link);
-	dmdst_link_collect(link, &unsent, &in_flight);
-	dmdst_fail_all(&in_flight);
-	if (link->fail_unsent)
-		dmdst_fail_all(&unsent);
-	else
-		dmdst_submit_all(&unsent);
+	dmdst_link_collect(link, &moved, &writes);
+	guarded = !list_empty(&writes);
+	/* Before any bio ends: its pages may be in there. */
+	sockfd_put(link->sock);
+	if (guarded)
+		dmdst_node_guarded(link);
+	if (link->err)
+		dmdst_flush_redo(link->node);
+	list_splice_tail(&moved, &writes);
+	dmdst_link_move_on(link, &writes);
 
 	spin_lock(&link->lock);
 	dmdst_link_move(link, DMDST_LINK_GONE);
 	spin_unlock(&link->lock);
-	sockfd_put(link->sock);
 	dmdst_node_link_gone(link);
 	dmdst_link_put(link);
 	memalloc_noio_restore(noio);
@@ -287,32 +311,49 @@ static void dmdst_link_down_work(struct work_struct *work)
 		wake_up_all(&dmdst_links_gone);
 }
 
-/* For the module's exit: no link, and no callback into our code, is left. */
-void dmdst_link_flush_gone(void)
+/*
+ * The first socket with SOCK_MEMALLOC has the kernel's text patched on all
+ * CPUs, and so has the end of the last. Links come and go: this one stays.
+ */
+int dmdst_link_module_init(void)
+{
+	int ret = sock_create_kern(&init_net, PF_INET, SOCK_DGRAM, 0, &dmdst_memalloc);
+
+	if (ret)
+		return ret;
+	sk_set_memalloc(dmdst_memalloc->sk);
+	return 0;
+}
+
+/* After this no link, and no callback into our code, is left. */
+void dmdst_link_module_exit(void)
 {
 	wait_event(dmdst_links_gone, !atomic_read(&dmdst_links_alive));
 	synchronize_net();
+	sk_clear_memalloc(dmdst_memalloc->sk);
+	sock_release(dmdst_memalloc);
+}
+
+static void dmdst_link_do_lose(struct dmdst_link *link, int err, const char *why)
+{
+	lockdep_assert_held(&link->lock);
+	link->reset |= err == ECONNRESET;
+	if (!dmdst_link_move(link, DMDST_LINK_LOST))
+		return;
+	link->err = err;
+	link->why = why;
+	if (err)
+		DMWARN("node %s: link %u generation %u lost: %s (%d)",
+		       link->node->name, link->slot, link->generation, why, -err);
+	queue_work(dmdst_down_wq, &link->down_work);
 }
 
 /* Any context that may take link->lock. Positive @err; 0 is an orderly end. */
 void dmdst_link_lose(struct dmdst_link *link, int err, const char *why)
 {
-	bool first;
-
 	spin_lock(&link->lock);
-	first = dmdst_link_move(link, DMDST_LINK_LOST);
-	if (first) {
-		link->err = err;
-		link->why = why;
-	}
+	dmdst_link_do_lose(link, err, why);
 	spin_unlock(&link->lock);
-
-	if (!first)
-		return;
-	if (err)
-		DMWARN("node %s: link %u generation %u lost: %s (%d)",
-		       link->node->name, link->slot, link->generation, why, -err);
-	queue_work(dmdst_down_wq, &link->down_work);
 }
 
 static bool dmdst_link_is_idle(struct dmdst_link *link)
@@ -334,29 +375,121 @@ void dmdst_link_drain(struct dmdst_link *link)
 	}
 	spin_unlock(&link->lock);
 
-	dmdst_submit_all(&unsent);
+	dmdst_node_submit_all(&unsent);
 	if (idle)
 		dmdst_link_lose(link, 0, "drained");
 }
 
 /*
- * Ends the link now. What it carries fails, the unsent too; with @only_busy a
- * link that carries nothing stays.
+ * Ends the link now. What it carries moves on. An orderly end is one of a link
+ * that carries nothing; no request may come in between.
  */
-void dmdst_link_cut(struct dmdst_link *link, bool only_busy, const char *why)
+void dmdst_link_cut(struct dmdst_link *link, const char *why)
+{
+	spin_lock(&link->lock);
+	dmdst_link_do_lose(link, dmdst_link_is_idle(link) ? 0 : ECANCELED, why);
+	spin_unlock(&link->lock);
+}
+
+/* The same, and what it carries fails; @only_busy: if it carries something. */
+void dmdst_link_fail(struct dmdst_link *link, bool only_busy, const char *why)
 {
 	bool idle;
 
 	spin_lock(&link->lock);
 	idle = dmdst_link_is_idle(link);
 	if (!idle)
-		link->fail_unsent = true;
+		WRITE_ONCE(link->fail, true);
+	if (!idle || !only_busy)
+		dmdst_link_do_lose(link, idle ? 0 : ECANCELED, why);
 	spin_unlock(&link->lock);
+}
 
-	if (!idle)
-		dmdst_link_lose(link, ECANCELED, why);
-	else if (!only_busy)
-		dmdst_link_lose(link, 0, why);
+/* Its server has closed it and won't apply anything it carried. */
+void dmdst_link_fenced(struct dmdst_link *link)
+{
+	spin_lock(&link->lock);
+	link->fenced = true;
+	dmdst_link_do_lose(link, ECONNRESET, "fenced by its server");
+	spin_unlock(&link->lock);
+}
+
+/* ---- time ---- */
+
+/* In jiffies, how long the oldest request has been unanswered. */
+static u32 dmdst_link_oldest(struct dmdst_link *link)
+{
+	struct dmdst_slot *slot, *end = link->slots + DMDST_DEPTH;
+	u32 age, oldest = 0;
+
+	lockdep_assert_held(&link->lock);
+	for (slot = link->slots; slot < end; slot++) {
+		if (!slot->req)
+			continue;
+		age = (u32)jiffies - slot->since;
+		oldest = max(oldest, age);
+		if (age < DMDST_SLOW || slot->warned)
+			continue;
+		slot->warned = true;
+		DMWARN_LIMIT("node %s: link %u: no answer for %u s to command %u at byte %llu",
+			     link->node->name, link->slot, age / HZ,
+			     slot->req->cmd, slot->req->offset);
+	}
+	return oldest;
+}
+
+/*
+ * Any byte is life, and so is room in a socket that was full. @timeout in ms,
+ * or DMDST_NEVER; what a server may take long for gets ten times that, and so
+ * does what may wait behind it.
+ */
+void dmdst_link_check_time(struct dmdst_link *link, u32 timeout)
+{
+	u64 patience = (u64)timeout * HZ / MSEC_PER_SEC;
+	u32 quiet;
+
+	spin_lock(&link->lock);
+	quiet = min(dmdst_link_oldest(link), (u32)jiffies - (u32)READ_ONCE(link->progress));
+	if (link->nr_long)
+		patience *= DMDST_LONG_FACTOR;
+	spin_unlock(&link->lock);
+	if (timeout != DMDST_NEVER && quiet > patience)
+		dmdst_link_lose(link, ETIMEDOUT, "no answer in time");
+}
+
+/*
+ * Has nothing come in since the last look, a moment ago? Looks are compared,
+ * not times: a machine that did nothing for a while heard nothing, either.
+ */
+bool dmdst_link_is_silent(struct dmdst_link *link)
+{
+	unsigned long since = jiffies - link->looked_at;
+	u64 received = READ_ONCE(link->rx.received);
+	bool silent = since < HZ && received == link->looked_received;
+
+	lockdep_assert_held(&link->node->lock);
+	/* Another target's look, just now, proves nothing. */
+	if (since < HZ / 5)
+		return false;
+	link->looked_at = jiffies;
+	link->looked_received = received;
+	return silent;
+}
+
+/* Does it hold up a suspend of @target? */
+bool dmdst_link_carries(struct dmdst_link *link, const struct dmdst_target *target)
+{
+	struct dmdst_req *req;
+	bool found = false;
+	unsigned int i;
+
+	spin_lock(&link->lock);
+	for (i = 0; i < DMDST_DEPTH && !found; i++)
+		found = link->slots[i].req && link->slots[i].req->target == target;
+	list_for_each_entry(req, &link->sendq, list)
+		found |= req->target == target;
+	spin_unlock(&link->lock);
+	return found;
 }
 
 /* ---- requests and slots ---- */
@@ -383,6 +516,8 @@ void dmdst_link_free_slot(struct dmdst_link *link, struct dmdst_req *req)
 	lockdep_assert_held(&link->lock);
 	if (req->cmd == NBDW_CMD_READ)
 		link->nr_reads--;
+	else if (req->cmd != NBDW_CMD_WRITE)
+		link->nr_long--;
 	link->slots[req->slot].req = NULL;
 	link->free[link->nr_free++] = req->slot;
 	dmdst_req_move(req, DMDST_REQ_HELD);

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * The generic netlink family "dm-dst": how dstd sees nodes, hands over
- * sockets and hears of losses. Checks privilege and every attribute, says in
+ * The generic netlink family "dm-dst": how dstd sees nodes and hands over
+ * sockets; how it hears of losses is event.c's. Checks privilege and every attribute, says in
  * an extack text why it refuses, and changes nothing when it does. Never
  * waits for I/O or for a link to end. Spec: docs/netlink/dm-dst.yaml.
  */
@@ -13,10 +13,8 @@
 #include "compat/compat.h"
 #include "dm-dst.h"
 
-/* A node with all its links, and as many that still drain. */
-#define DMDST_NODE_MSG_SIZE	8192
-
-static struct genl_family dmdst_family;
+/* A node with all its links, as many that still drain, and all old ones. */
+#define DMDST_NODE_MSG_SIZE	12288
 
 /* ---- checks ---- */
 
@@ -117,7 +115,59 @@ static int dmdst_put_counters(struct sk_buff *msg, struct dmdst_node *node)
 	if (nla_put_u32(msg, DMDST_A_IN_FLIGHT, atomic_read(&node->on_link)) ||
 	    nla_put_u32(msg, DMDST_A_QUEUED, atomic_read(&node->queued)) ||
 	    dmdst_put_u64(msg, DMDST_A_ERRORS, atomic64_read(&node->errors)) ||
-	    dmdst_put_u64(msg, DMDST_A_WRITES, dmdst_flush_dirty(node)))
+	    dmdst_put_u64(msg, DMDST_A_WRITES, dmdst_flush_dirty(node)) ||
+	    nla_put_u32(msg, DMDST_A_AMBIGUOUS, dmdst_fence_ambiguous(node, NULL)) ||
+	    nla_put_u32(msg, DMDST_A_BARRED, atomic_read(&node->waiting)))
+		return -EMSGSIZE;
+	return 0;
+}
+
+/* The old link that has @number; the fences are locked. */
+static int dmdst_put_old_link(struct sk_buff *msg, struct dmdst_node *node,
+			      unsigned int number)
+{
+	const struct dmdst_guards *guards = &node->fences->guards;
+	const struct dmdst_old_link *old = &guards->old[number];
+	struct nlattr *nest = nla_nest_start(msg, DMDST_A_UNFENCED);
+	unsigned long end = old->heard_at + msecs_to_jiffies(node->conduct.quiesce);
+
+	lockdep_assert_held(&node->fences->lock);
+	if (!nest || nla_put_u32(msg, DMDST_LA_SLOT, old->slot) ||
+	    nla_put_u32(msg, DMDST_LA_GENERATION, old->generation) ||
+	    nla_put_u32(msg, DMDST_LA_AMBIGUOUS,
+			dmdst_guards_count(guards, BIT_ULL(number))) ||
+	    nla_put_u32(msg, DMDST_LA_MERGED, old->merged))
+		return -EMSGSIZE;
+	if (old->heard && node->conduct.quiesce != DMDST_NEVER &&
+	    nla_put_u32(msg, DMDST_LA_QUIET_IN,
+			time_before(jiffies, end) ? jiffies_to_msecs(end - jiffies) : 0))
+		return -EMSGSIZE;
+	nla_nest_end(msg, nest);
+	return 0;
+}
+
+static int dmdst_put_old_links(struct sk_buff *msg, struct dmdst_node *node)
+{
+	struct dmdst_fences *fences = node->fences;
+	unsigned int i;
+	int ret = 0;
+
+	spin_lock(&fences->lock);
+	for (i = 0; i < DMDST_OLD_LINKS && !ret; i++)
+		if (fences->guards.old_used & BIT_ULL(i))
+			ret = dmdst_put_old_link(msg, node, i);
+	spin_unlock(&fences->lock);
+	return ret;
+}
+
+static int dmdst_put_conduct(struct sk_buff *msg, const struct dmdst_conduct *conduct)
+{
+	if (nla_put_u32(msg, DMDST_A_POLICY, conduct->policy) ||
+	    nla_put_u32(msg, DMDST_A_POLICY_MS, conduct->queue_for) ||
+	    nla_put_u32(msg, DMDST_A_QUIESCE, conduct->quiesce) ||
+	    nla_put_u8(msg, DMDST_A_EOF_FENCES, conduct->eof_fences) ||
+	    nla_put_u32(msg, DMDST_A_UNKNOWN_RESTART, conduct->unknown_restart) ||
+	    nla_put_u32(msg, DMDST_A_TIMEOUT, conduct->timeout))
 		return -EMSGSIZE;
 	return 0;
 }
@@ -156,7 +206,10 @@ static int dmdst_put_conf(struct sk_buff *msg, struct dmdst_node *node)
 	if (node->has_session &&
 	    nla_put(msg, DMDST_A_SESSION, DMDST_SESSION_LEN, node->session))
 		return -EMSGSIZE;
-	return 0;
+	if (node->incarnation.len &&
+	    nla_put(msg, DMDST_A_INCARNATION, node->incarnation.len, node->incarnation.id))
+		return -EMSGSIZE;
+	return dmdst_put_conduct(msg, &node->conduct);
 }
 
 /* Everything NODE_GET says of a node. */
@@ -182,6 +235,8 @@ static int dmdst_put_node(struct sk_buff *msg, struct dmdst_node *node,
 		ret = dmdst_put_state(msg, node);
 		spin_unlock(&node->lock);
 	}
+	if (!ret)
+		ret = dmdst_put_old_links(msg, node);
 	if (ret) {
 		genlmsg_cancel(msg, hdr);
 		return ret;
@@ -223,6 +278,13 @@ static int dmdst_nl_node_get(struct sk_buff *skb, struct genl_info *info)
 	return ret;
 }
 
+/* A message without room for one node would end the dump. */
+static int dmdst_nl_node_dump_start(struct netlink_callback *cb)
+{
+	cb->min_dump_alloc = DMDST_NODE_MSG_SIZE;
+	return 0;
+}
+
 static int dmdst_nl_node_dump(struct sk_buff *msg, struct netlink_callback *cb)
 {
 	unsigned long start = cb->args[0];
@@ -246,25 +308,61 @@ static int dmdst_nl_node_dump(struct sk_buff *msg, struct netlink_callback *cb)
 	return msg->len;
 }
 
-static int dmdst_nl_node_set(struct sk_buff *skb, struct genl_info *info)
+/* What the request changes of @conduct. True: something. */
+static bool dmdst_nl_conduct(struct genl_info *info, struct dmdst_conduct *conduct)
 {
-	struct dmdst_node *node = dmdst_nl_node(skb, info);
-	u32 wanted;
-	int ret;
+	struct nlattr **a = info->attrs;
 
-	if (IS_ERR(node))
-		return PTR_ERR(node);
-	mutex_lock(&node->conf);
-	ret = dmdst_nl_wanted(info, &wanted);
+	if (a[DMDST_A_POLICY])
+		conduct->policy = nla_get_u32(a[DMDST_A_POLICY]);
+	if (a[DMDST_A_POLICY_MS])
+		conduct->queue_for = nla_get_u32(a[DMDST_A_POLICY_MS]);
+	if (a[DMDST_A_QUIESCE])
+		conduct->quiesce = nla_get_u32(a[DMDST_A_QUIESCE]);
+	if (a[DMDST_A_EOF_FENCES])
+		conduct->eof_fences = nla_get_u8(a[DMDST_A_EOF_FENCES]);
+	if (a[DMDST_A_UNKNOWN_RESTART])
+		conduct->unknown_restart = nla_get_u32(a[DMDST_A_UNKNOWN_RESTART]);
+	if (a[DMDST_A_TIMEOUT])
+		conduct->timeout = nla_get_u32(a[DMDST_A_TIMEOUT]);
+	return a[DMDST_A_POLICY] || a[DMDST_A_POLICY_MS] || a[DMDST_A_QUIESCE] ||
+	       a[DMDST_A_EOF_FENCES] || a[DMDST_A_UNKNOWN_RESTART] || a[DMDST_A_TIMEOUT];
+}
+
+/* WANTED may be left out where something else is set. */
+static int dmdst_nl_do_node_set(struct dmdst_node *node, struct genl_info *info)
+{
+	struct dmdst_conduct conduct = node->conduct;
+	bool conducts = dmdst_nl_conduct(info, &conduct);
+	u32 wanted = node->wanted;
+	int ret = 0;
+
+	lockdep_assert_held(&node->conf);
+	if (info->attrs[DMDST_A_WANTED] || !conducts)
+		ret = dmdst_nl_wanted(info, &wanted);
 	if (!ret && wanted > 1 && node->ever_live &&
 	    !(node->export.flags & NBDW_CAN_MULTI_CONN)) {
 		GENL_SET_ERR_MSG(info, "the server doesn't allow more than one link");
 		ret = -EOPNOTSUPP;
 	}
-	if (!ret)
+	if (ret)
+		return ret;
+	if (conducts)
+		dmdst_node_set_conduct(node, &conduct);
+	if (info->attrs[DMDST_A_WANTED])
 		dmdst_node_set_wanted(node, wanted);
-	if (!ret)
-		ret = dmdst_nl_reply_node(info, node);
+	return dmdst_nl_reply_node(info, node);
+}
+
+static int dmdst_nl_node_set(struct sk_buff *skb, struct genl_info *info)
+{
+	struct dmdst_node *node = dmdst_nl_node(skb, info);
+	int ret;
+
+	if (IS_ERR(node))
+		return PTR_ERR(node);
+	mutex_lock(&node->conf);
+	ret = dmdst_nl_do_node_set(node, info);
 	mutex_unlock(&node->conf);
 	dmdst_node_put(node);
 	return ret;
@@ -454,6 +552,8 @@ static int dmdst_nl_check_links_set(struct dmdst_node *node, struct genl_info *i
 static int dmdst_nl_do_links_set(struct dmdst_node *node, struct genl_info *info)
 {
 	struct nlattr *session = info->attrs[DMDST_A_SESSION];
+	struct nlattr *id = info->attrs[DMDST_A_INCARNATION];
+	struct dmdst_incarnation incarnation = { };
 	struct dmdst_export export = { };
 	u32 generation = node->generation;
 	LIST_HEAD(fresh);
@@ -464,16 +564,22 @@ static int dmdst_nl_do_links_set(struct dmdst_node *node, struct genl_info *info
 	ret = dmdst_nl_check_links_set(node, info, &export, &wanted);
 	if (ret)
 		return ret;
+	if (dmdst_fences_grow(node->fences, wanted)) {
+		GENL_SET_ERR_MSG(info, "no memory for the guards of so many links");
+		return -ENOMEM;
+	}
 	ret = dmdst_nl_links(node, info, wanted, &generation, &fresh);
 	if (ret)
 		return ret;
 
+	if (id)
+		incarnation.len = nla_memcpy(incarnation.id, id, sizeof(incarnation.id));
 	node->generation = generation;
 	if (session) {
 		nla_memcpy(node->session, session, sizeof(node->session));
 		node->has_session = true;
 	}
-	dmdst_node_links_up(node, &fresh, &export, wanted);
+	dmdst_node_links_up(node, &fresh, &export, &incarnation, wanted);
 	/* The links are in, whether or not the answer gets out. */
 	dmdst_nl_reply_node(info, node);
 	return 0;
@@ -539,6 +645,60 @@ static int dmdst_nl_links_drop(struct sk_buff *skb, struct genl_info *info)
 	return ret;
 }
 
+/* The old links that the request names, or with FORCE all. */
+static int dmdst_nl_do_fenced(struct dmdst_node *node, struct genl_info *info)
+{
+	struct nlattr *session = info->attrs[DMDST_A_SESSION];
+	struct nlattr *a[DMDST_LA_MAX + 1], *nest = info->attrs[DMDST_A_LINK];
+	int ret;
+
+	lockdep_assert_held(&node->conf);
+	if (session && (!node->has_session ||
+			memcmp(nla_data(session), node->session, DMDST_SESSION_LEN))) {
+		NL_SET_ERR_MSG_ATTR(info->extack, session, "the links are of another session");
+		return -ESTALE;
+	}
+	if (info->attrs[DMDST_A_FORCE]) {
+		dmdst_fence_lift(node, U64_MAX, "fenced by the operator");
+		return 0;
+	}
+	if (!nest) {
+		GENL_SET_ERR_MSG(info, "which old link? (LINK is missing, and FORCE)");
+		return -EINVAL;
+	}
+	ret = nla_parse_nested(a, DMDST_LA_MAX, nest, dmdst_link_policy, info->extack);
+	if (ret)
+		return ret;
+	if (!a[DMDST_LA_SLOT] || !a[DMDST_LA_GENERATION]) {
+		NL_SET_ERR_MSG_ATTR(info->extack, nest, "a fence needs SLOT and GENERATION");
+		return -EINVAL;
+	}
+	ret = dmdst_node_fenced(node, nla_get_u32(a[DMDST_LA_SLOT]),
+				nla_get_u32(a[DMDST_LA_GENERATION]));
+	if (ret)
+		NL_SET_ERR_MSG_ATTR(info->extack, nest, "the node never had this link");
+	return ret;
+}
+
+static int dmdst_nl_fenced(struct sk_buff *skb, struct genl_info *info)
+{
+	struct dmdst_node *node = dmdst_nl_node(skb, info);
+	unsigned int noio;
+	int ret;
+
+	if (IS_ERR(node))
+		return PTR_ERR(node);
+	noio = memalloc_noio_save();
+	mutex_lock(&node->conf);
+	ret = dmdst_nl_do_fenced(node, info);
+	if (!ret)
+		ret = dmdst_nl_reply_node(info, node);
+	mutex_unlock(&node->conf);
+	memalloc_noio_restore(noio);
+	dmdst_node_put(node);
+	return ret;
+}
+
 /* Without node->conf: it must work when everything else hangs. */
 static int dmdst_nl_fail_pending(struct sk_buff *skb, struct genl_info *info)
 {
@@ -551,9 +711,7 @@ static int dmdst_nl_fail_pending(struct sk_buff *skb, struct genl_info *info)
 	return 0;
 }
 
-/* ---- events ---- */
-
-enum { DMDST_GROUP_EVENTS };
+/* ---- the family ---- */
 
 static const struct genl_multicast_group dmdst_groups[] = {
 	[DMDST_GROUP_EVENTS] = {
@@ -561,79 +719,6 @@ static const struct genl_multicast_group dmdst_groups[] = {
 		.flags	= GENL_MCAST_CAP_SYS_ADMIN,
 	},
 };
-
-/* GFP_NOWAIT: a lost link may be what reclaim waits for. Listeners re-sync. */
-static struct sk_buff *dmdst_event_begin(struct dmdst_node *node, u8 cmd, void **hdr)
-{
-	struct sk_buff *msg = nlmsg_new(NLMSG_DEFAULT_SIZE, GFP_NOWAIT);
-
-	if (!msg)
-		return NULL;
-	*hdr = genlmsg_put(msg, 0, 0, &dmdst_family, 0, cmd);
-	if (*hdr && !nla_put_string(msg, DMDST_A_NODE, node->name))
-		return msg;
-	nlmsg_free(msg);
-	return NULL;
-}
-
-static void dmdst_event_end(struct sk_buff *msg, void *hdr, int error)
-{
-	if (error) {
-		nlmsg_free(msg);
-		return;
-	}
-	genlmsg_end(msg, hdr);
-	genlmsg_multicast(&dmdst_family, msg, 0, DMDST_GROUP_EVENTS, GFP_NOWAIT);
-}
-
-/* Tells the state as it is now: events may run together, none is wrong. */
-void dmdst_netlink_node_event(struct dmdst_node *node)
-{
-	char reason[DMDST_REASON_MAX];
-	enum dmdst_node_state state;
-	struct sk_buff *msg;
-	void *hdr;
-	int ret;
-
-	spin_lock(&node->lock);
-	state = node->state;
-	strscpy(reason, node->reason, sizeof(reason));
-	spin_unlock(&node->lock);
-	DMINFO("node %s: %s%s%s", node->name, dmdst_node_state_name(state),
-	       reason[0] ? ": " : "", reason);
-
-	msg = dmdst_event_begin(node, DMDST_CMD_NODE_EVENT, &hdr);
-	if (!msg)
-		return;
-	ret = nla_put_u32(msg, DMDST_A_STATE, state);
-	if (!ret && reason[0])
-		ret = nla_put_string(msg, DMDST_A_REASON, reason);
-	dmdst_event_end(msg, hdr, ret);
-}
-
-void dmdst_netlink_link_event(struct dmdst_link *link,
-			      enum dmdst_link_state state, int err, const char *why)
-{
-	struct nlattr *nest;
-	struct sk_buff *msg;
-	void *hdr;
-	int ret;
-
-	msg = dmdst_event_begin(link->node, DMDST_CMD_LINK_EVENT, &hdr);
-	if (!msg)
-		return;
-	nest = nla_nest_start(msg, DMDST_A_LINK);
-	ret = !nest || nla_put_u32(msg, DMDST_LA_SLOT, link->slot) ||
-	      nla_put_u32(msg, DMDST_LA_GENERATION, link->generation) ||
-	      nla_put_u32(msg, DMDST_LA_STATE, state) ||
-	      (err && nla_put_u32(msg, DMDST_LA_ERRNO, err)) ||
-	      (why && nla_put_string(msg, DMDST_LA_REASON, why));
-	if (!ret)
-		nla_nest_end(msg, nest);
-	dmdst_event_end(msg, hdr, ret);
-}
-
-/* ---- the family ---- */
 
 static const struct nla_policy dmdst_policy[DMDST_A_MAX + 1] = {
 	[DMDST_A_NODE]		= { .type = NLA_NUL_STRING, .len = DMDST_NAME_MAX },
@@ -647,27 +732,41 @@ static const struct nla_policy dmdst_policy[DMDST_A_MAX + 1] = {
 	[DMDST_A_ZERO_COPY]	= NLA_POLICY_MAX(NLA_U8, 1),
 	[DMDST_A_LINK]		= { .type = NLA_NESTED },
 	[DMDST_A_FORCE]		= { .type = NLA_FLAG },
+	[DMDST_A_POLICY]	= NLA_POLICY_MAX(NLA_U32, DMDST_POLICY_ERROR),
+	[DMDST_A_POLICY_MS]	= { .type = NLA_U32 },
+	[DMDST_A_QUIESCE]	= { .type = NLA_U32 },
+	[DMDST_A_EOF_FENCES]	= NLA_POLICY_MAX(NLA_U8, 1),
+	[DMDST_A_UNKNOWN_RESTART] = NLA_POLICY_MAX(NLA_U32, DMDST_RESTART_EIO),
+	[DMDST_A_TIMEOUT]	= NLA_POLICY_MIN(NLA_U32, MSEC_PER_SEC),
+	[DMDST_A_INCARNATION]	= { .type = NLA_BINARY, .len = DMDST_INCARNATION_MAX },
 };
 
-static const struct genl_small_ops dmdst_ops[] = {
+static const struct genl_ops dmdst_dump_ops[] = {
 	{
 		.cmd	= DMDST_CMD_NODE_GET,
 		.doit	= dmdst_nl_node_get,
+		.start	= dmdst_nl_node_dump_start,
 		.dumpit	= dmdst_nl_node_dump,
 	},
+};
+
+static const struct genl_small_ops dmdst_ops[] = {
 	{ .cmd = DMDST_CMD_NODE_SET, .doit = dmdst_nl_node_set },
 	{ .cmd = DMDST_CMD_LINKS_SET, .doit = dmdst_nl_links_set },
 	{ .cmd = DMDST_CMD_LINKS_DROP, .doit = dmdst_nl_links_drop },
 	{ .cmd = DMDST_CMD_FAIL_PENDING, .doit = dmdst_nl_fail_pending },
+	{ .cmd = DMDST_CMD_FENCED, .doit = dmdst_nl_fenced },
 };
 
-static struct genl_family dmdst_family __ro_after_init = {
+struct genl_family dmdst_family __ro_after_init = {
 	.name		= DMDST_FAMILY_NAME,
 	.version	= DMDST_FAMILY_VERSION,
 	.maxattr	= DMDST_A_MAX,
 	.policy		= dmdst_policy,
 	.module		= THIS_MODULE,
 	.parallel_ops	= true,
+	.ops		= dmdst_dump_ops,
+	.n_ops		= ARRAY_SIZE(dmdst_dump_ops),
 	.small_ops	= dmdst_ops,
 	.n_small_ops	= ARRAY_SIZE(dmdst_ops),
 	.resv_start_op	= DMDST_CMD_MAX + 1,

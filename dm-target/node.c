@@ -2,8 +2,8 @@
 /*
  * Nodes: the registry of names, each node's state, its set of live links and
  * the queue of requests that wait for one. A node exists while a table line
- * names it. Called by target.c (use, submit), netlink.c (links) and link.c
- * (loss). Never touches a socket, never looks into a request's data.
+ * names it. Called by table.c (names), target.c (submit), netlink.c (links)
+ * and link.c (loss). Never touches a socket, never looks into a request's data.
  */
 #include <linux/hashtable.h>
 #include <linux/rculist.h>
@@ -11,32 +11,19 @@
 #include <linux/stringhash.h>
 #include "dm-dst.h"
 
+/* The reasons: docs/failures.md. */
+static const struct dmdst_conduct dmdst_conduct_default = {
+	.policy		 = DMDST_POLICY_QUEUE,
+	.quiesce	 = 10 * MSEC_PER_SEC,
+	.timeout	 = 30 * MSEC_PER_SEC,
+	.unknown_restart = DMDST_RESTART_TRUST,
+};
+
 static DEFINE_MUTEX(dmdst_nodes_lock);
 static DEFINE_HASHTABLE(dmdst_nodes, 8);
 static unsigned int dmdst_nodes_changes = 1; /* dmdst_nodes_lock */
 
 /* ---- state ---- */
-
-/*
- *   WAITING ──────► LIVE ◄──► DEGRADED
- *      │  ▲           │           │
- *      ▼  │           └──► LOST ◄─┘      LOST, FAILED and MISMATCH go to
- *   MISMATCH ◄──────────────┤            LIVE or DEGRADED when links that
- *         ▲                 ▼            fit come
- *         └───────────── FAILED
- */
-#define TO(state) BIT(DMDST_NODE_##state)
-static const u8 dmdst_node_moves[] = {
-	[DMDST_NODE_WAITING]	= TO(LIVE) | TO(DEGRADED) | TO(MISMATCH),
-	[DMDST_NODE_LIVE]	= TO(DEGRADED) | TO(LOST),
-	[DMDST_NODE_DEGRADED]	= TO(LIVE) | TO(LOST),
-	[DMDST_NODE_LOST]	= TO(LIVE) | TO(DEGRADED) | TO(MISMATCH) |
-				  TO(FAILED),
-	[DMDST_NODE_FAILED]	= TO(LIVE) | TO(DEGRADED) | TO(MISMATCH),
-	[DMDST_NODE_MISMATCH]	= TO(LIVE) | TO(DEGRADED),
-};
-
-#undef TO
 
 const char *dmdst_node_state_name(enum dmdst_node_state state)
 {
@@ -52,15 +39,18 @@ const char *dmdst_node_state_name(enum dmdst_node_state state)
 	return names[state];
 }
 
-/* The one place a node's state changes. True: it did, tell the listeners. */
-static bool dmdst_node_set_state(struct dmdst_node *node,
-				 enum dmdst_node_state to, const char *reason)
+/*
+ * The one place a node's state changes; legal moves: rules.h. True: it did,
+ * tell the listeners.
+ */
+bool dmdst_node_set_state(struct dmdst_node *node, enum dmdst_node_state to,
+			  const char *reason)
 {
 	lockdep_assert_held(&node->lock);
 	strscpy(node->reason, reason ?: "", sizeof(node->reason));
 	if (node->state == to)
 		return false;
-	if (WARN_ON_ONCE(!(dmdst_node_moves[node->state] & BIT(to))))
+	if (WARN_ON_ONCE(!dmdst_node_may_move(node->state, to)))
 		return false;
 	WRITE_ONCE(node->state, to);
 	return true;
@@ -74,9 +64,13 @@ static bool dmdst_node_update_state(struct dmdst_node *node, const char *reason)
 		return dmdst_node_set_state(node, DMDST_NODE_LIVE, NULL);
 	if (node->nr_live)
 		return dmdst_node_set_state(node, DMDST_NODE_DEGRADED, reason);
-	if (node->state == DMDST_NODE_LIVE || node->state == DMDST_NODE_DEGRADED)
-		return dmdst_node_set_state(node, DMDST_NODE_LOST, reason);
-	return false;
+	if (node->state != DMDST_NODE_LIVE && node->state != DMDST_NODE_DEGRADED)
+		return false;
+	/* From here on the policy runs. */
+	node->down = true;
+	node->lost_at = jiffies;
+	dmdst_tick_soon(node);
+	return dmdst_node_set_state(node, DMDST_NODE_LOST, reason);
 }
 
 /* ---- the registry ---- */
@@ -100,16 +94,32 @@ static struct dmdst_node *dmdst_node_create(const char *name)
 
 	if (!node)
 		return NULL;
+	node->fences = dmdst_fences_get(name);
+	if (!node->fences) {
+		kfree(node);
+		return NULL;
+	}
 	kref_init(&node->ref);
 	strscpy(node->name, name, sizeof(node->name));
 	mutex_init(&node->conf);
 	INIT_LIST_HEAD(&node->uses);
+	INIT_LIST_HEAD(&node->seats);
 	spin_lock_init(&node->lock);
 	node->state = DMDST_NODE_WAITING;
 	node->wanted = 1;
 	INIT_LIST_HEAD(&node->links);
 	INIT_LIST_HEAD(&node->queue);
+	node->conduct = dmdst_conduct_default;
+	/*
+	 * An earlier life's, where it left guards: no number comes twice, and
+	 * what shall stand until the operator's word isn't lifted by a default.
+	 */
+	if (node->fences->generation) {
+		node->generation = node->fences->generation;
+		node->conduct.quiesce = node->fences->quiesce;
+	}
 	dmdst_flush_init(node);
+	dmdst_tick_init(node);
 	dmdst_nodes_changes++;
 	hash_add(dmdst_nodes, &node->hash, full_name_hash(NULL, name, strlen(name)));
 	return node;
@@ -166,6 +176,7 @@ static void dmdst_node_release(struct kref *ref)
 	struct dmdst_node *node = container_of(ref, struct dmdst_node, ref);
 
 	WARN_ON_ONCE(!list_empty(&node->queue) || !list_empty(&node->links));
+	dmdst_fences_put(node->fences);
 	kfree(node);
 }
 
@@ -193,16 +204,27 @@ static unsigned int dmdst_node_hold_links(struct dmdst_node *node, u32 slots,
 	return nr;
 }
 
-/* Also those that drain. With @only_busy, links that carry nothing stay. */
-static void dmdst_node_cut_links(struct dmdst_node *node, u32 slots,
-				 bool only_busy, const char *why)
+/* Also those that drain. */
+static void dmdst_node_cut_links(struct dmdst_node *node, u32 slots, const char *why)
 {
 	struct dmdst_link *link;
 
 	spin_lock(&node->lock);
 	list_for_each_entry(link, &node->links, list)
 		if (slots & BIT(link->slot))
-			dmdst_link_cut(link, only_busy, why);
+			dmdst_link_cut(link, why);
+	spin_unlock(&node->lock);
+}
+
+/* With @only_busy, links that carry nothing stay. */
+static void dmdst_node_fail_links(struct dmdst_node *node, bool only_busy,
+				  const char *why)
+{
+	struct dmdst_link *link;
+
+	spin_lock(&node->lock);
+	list_for_each_entry(link, &node->links, list)
+		dmdst_link_fail(link, only_busy, why);
 	spin_unlock(&node->lock);
 }
 
@@ -215,6 +237,7 @@ void dmdst_node_unuse(struct dmdst_node *node)
 	last = !--node->users;
 	if (last) {
 		hash_del(&node->hash);
+		dmdst_fences_bury(node);
 		dmdst_nodes_changes++;
 	}
 	mutex_unlock(&dmdst_nodes_lock);
@@ -224,106 +247,13 @@ void dmdst_node_unuse(struct dmdst_node *node)
 		spin_lock(&node->lock);
 		node->dead = true;
 		spin_unlock(&node->lock);
-		/* Only the node's own FLUSH can be left in queue and links. */
+		/* Only the node's own requests can be left in queue and links. */
 		dmdst_node_fail_pending(node);
-		dmdst_node_cut_links(node, U32_MAX, false, "no table names the node any more");
+		dmdst_node_fail_links(node, false, "no table names the node any more");
 		mutex_unlock(&node->conf);
+		dmdst_tick_stop(node);
 	}
 	dmdst_node_put(node);
-}
-
-/* ---- does the export fit the lines that use it? ---- */
-
-static bool dmdst_use_fits(const struct dmdst_use *use,
-			   const struct dmdst_export *export, char *reason)
-{
-	const struct dmdst_target *t = use->target;
-
-	if (export->size < use->need_size)
-		snprintf(reason, DMDST_REASON_MAX,
-			 "the export has %llu bytes, its extents need %llu",
-			 export->size, use->need_size);
-	else if (export->min_block > t->block_size)
-		snprintf(reason, DMDST_REASON_MAX,
-			 "the export's minimum block is %u bytes, the line's block_size %u",
-			 export->min_block, t->block_size);
-	else if (export->max_payload < t->block_size)
-		snprintf(reason, DMDST_REASON_MAX,
-			 "the export takes %u bytes at most, the line's block_size is %u",
-			 export->max_payload, t->block_size);
-	else if (export->flags & NBDW_READ_ONLY && !t->read_only)
-		snprintf(reason, DMDST_REASON_MAX,
-			 "the export is read-only, the line lacks read_only");
-	else
-		return true;
-	return false;
-}
-
-bool dmdst_node_fits(struct dmdst_node *node, const struct dmdst_export *export,
-		     char *reason)
-{
-	struct dmdst_use *use;
-
-	lockdep_assert_held(&node->conf);
-	list_for_each_entry(use, &node->uses, list)
-		if (!dmdst_use_fits(use, export, reason))
-			return false;
-	return true;
-}
-
-/* A use of a node that is live must fit it; else the node finds out later. */
-int dmdst_node_add_use(struct dmdst_use *use, char *reason)
-{
-	struct dmdst_node *node = use->node;
-	int ret = 0;
-
-	mutex_lock(&node->conf);
-	if (READ_ONCE(node->nr_live) && !dmdst_use_fits(use, &node->export, reason)) {
-		ret = -EINVAL;
-	} else {
-		use->not_yet_live = !node->ever_live;
-		if (use->not_yet_live)
-			atomic_inc(&use->target->not_yet_live);
-		list_add_tail(&use->list, &node->uses);
-	}
-	mutex_unlock(&node->conf);
-	return ret;
-}
-
-void dmdst_node_del_use(struct dmdst_use *use)
-{
-	mutex_lock(&use->node->conf);
-	list_del_init(&use->list);
-	mutex_unlock(&use->node->conf);
-}
-
-struct dmdst_need dmdst_node_need(struct dmdst_node *node)
-{
-	struct dmdst_need need = { };
-	struct dmdst_use *use;
-
-	lockdep_assert_held(&node->conf);
-	list_for_each_entry(use, &node->uses, list) {
-		need.size = max(need.size, use->need_size);
-		if (!need.block || use->target->block_size < need.block)
-			need.block = use->target->block_size;
-		need.write |= !use->target->read_only;
-	}
-	return need;
-}
-
-/* The export doesn't fit. A node with live links goes on with them. */
-void dmdst_node_refuse(struct dmdst_node *node, const char *reason)
-{
-	bool changed = false;
-
-	DMWARN("node %s: mismatch: %s", node->name, reason);
-	spin_lock(&node->lock);
-	if (!node->nr_live)
-		changed = dmdst_node_set_state(node, DMDST_NODE_MISMATCH, reason);
-	spin_unlock(&node->lock);
-	if (changed)
-		dmdst_netlink_node_event(node);
 }
 
 /* ---- links come and go ---- */
@@ -370,19 +300,6 @@ static void dmdst_node_take_queue(struct dmdst_node *node,
 	}
 }
 
-static void dmdst_node_tell_uses(struct dmdst_node *node)
-{
-	struct dmdst_use *use;
-
-	lockdep_assert_held(&node->conf);
-	list_for_each_entry(use, &node->uses, list) {
-		if (!use->not_yet_live)
-			continue;
-		use->not_yet_live = false;
-		dmdst_target_node_is_live(use->target);
-	}
-}
-
 /* The slots that a node with @wanted links doesn't have. */
 static u32 dmdst_slots_from(unsigned int wanted)
 {
@@ -408,6 +325,7 @@ static unsigned int dmdst_node_swap_links(struct dmdst_node *node,
 	for (i = 0; i < nr; i++)
 		dmdst_live_del(node, old[i]);
 	list_for_each_entry(link, fresh, list) {
+		link->birth = node->flush.birth;
 		dmdst_live_add(node, link);
 		if (node->had_loss)
 			node->reconnects++;
@@ -415,17 +333,62 @@ static unsigned int dmdst_node_swap_links(struct dmdst_node *node,
 	return nr;
 }
 
+/* Can what acknowledged our writes have lost them since? */
+static bool dmdst_node_is_reborn(struct dmdst_node *node,
+				 const struct dmdst_incarnation *now)
+{
+	const struct dmdst_incarnation *was = &node->incarnation;
+
+	lockdep_assert_held(&node->conf);
+	if (was->len)
+		return was->len != now->len || memcmp(was->id, now->id, now->len);
+	return READ_ONCE(node->suspect) &&
+	       node->conduct.unknown_restart == DMDST_RESTART_EIO;
+}
+
+/*
+ * The links to come lead to another incarnation. What the old ones say is
+ * void if it is sure that they don't; if it is only feared, those that live
+ * count as its own, and those that are lost don't.
+ */
+static void dmdst_node_rebirth(struct dmdst_node *node)
+{
+	struct dmdst_link *link;
+
+	lockdep_assert_held(&node->conf);
+	spin_lock(&node->lock);
+	WRITE_ONCE(node->flush.birth, node->flush.birth + 1);
+	list_for_each_entry(link, &node->links, list) {
+		if (node->incarnation.len) {
+			WRITE_ONCE(link->disbelieve, true);
+			dmdst_link_cut(link, "the server is another incarnation now");
+		} else if (READ_ONCE(link->state) != DMDST_LINK_LOST) {
+			WRITE_ONCE(link->birth, node->flush.birth);
+		}
+	}
+	spin_unlock(&node->lock);
+	/* First: what is lost counts as covered after that. */
+	dmdst_flush_redo(node);
+	dmdst_flush_lost(node);
+}
+
 /* @fresh: links that fit, created and not started. */
 void dmdst_node_links_up(struct dmdst_node *node, struct list_head *fresh,
-			 const struct dmdst_export *export, unsigned int wanted)
+			 const struct dmdst_export *export,
+			 const struct dmdst_incarnation *incarnation,
+			 unsigned int wanted)
 {
+	bool reborn = dmdst_node_is_reborn(node, incarnation);
 	struct dmdst_link *old[DMDST_SLOTS_MAX], *up[DMDST_SLOTS_MAX], *link;
-	struct dmdst_req *req, *next;
 	unsigned int nr_old, nr_up = 0, i;
 	bool changed, first;
 	LIST_HEAD(queue);
 
 	lockdep_assert_held(&node->conf);
+	if (reborn)
+		dmdst_node_rebirth(node);
+	node->incarnation = *incarnation;
+
 	spin_lock(&node->lock);
 	node->export = *export;
 	node->wanted = wanted;
@@ -437,6 +400,10 @@ void dmdst_node_links_up(struct dmdst_node *node, struct list_head *fresh,
 	list_splice_tail_init(fresh, &node->links);
 	first = !node->ever_live;
 	node->ever_live = true;
+	node->suspect = false;
+	node->expired = false;
+	node->down = false;
+	dmdst_tick_soon(node);
 	changed = dmdst_node_update_state(node, NULL);
 	dmdst_node_take_queue(node, NULL, &queue);
 	spin_unlock(&node->lock);
@@ -450,10 +417,7 @@ void dmdst_node_links_up(struct dmdst_node *node, struct list_head *fresh,
 		dmdst_link_drain(old[i]);
 		dmdst_link_put(old[i]);
 	}
-	list_for_each_entry_safe(req, next, &queue, list) {
-		list_del_init(&req->list);
-		dmdst_node_submit(req);
-	}
+	dmdst_node_submit_all(&queue);
 	if (first)
 		dmdst_node_tell_uses(node);
 	if (changed)
@@ -468,8 +432,10 @@ void dmdst_node_link_leaves(struct dmdst_link *link)
 
 	spin_lock(&node->lock);
 	dmdst_live_del(node, link);
-	if (link->err)
+	if (link->err) {
 		node->had_loss = true;
+		node->suspect = true;
+	}
 	changed = dmdst_node_update_state(node, link->why);
 	spin_unlock(&node->lock);
 
@@ -477,6 +443,61 @@ void dmdst_node_link_leaves(struct dmdst_link *link)
 		dmdst_netlink_link_event(link, DMDST_LINK_LOST, link->err, link->why);
 	if (changed)
 		dmdst_netlink_node_event(node);
+}
+
+/* It still talks, but shall get no more: read until all is answered or it ends. */
+void dmdst_node_retire_link(struct dmdst_link *link, const char *why)
+{
+	struct dmdst_node *node = link->node;
+	bool changed;
+
+	spin_lock(&node->lock);
+	changed = dmdst_live_del(node, link) && dmdst_node_update_state(node, why);
+	spin_unlock(&node->lock);
+
+	dmdst_link_drain(link);
+	if (changed)
+		dmdst_netlink_node_event(node);
+}
+
+/* @lost left guards. Before anything else is sent: what else do they touch? */
+void dmdst_node_guarded(struct dmdst_link *lost)
+{
+	struct dmdst_node *node = lost->node;
+	struct dmdst_link *link;
+
+	spin_lock(&node->lock);
+	list_for_each_entry(link, &node->links, list)
+		if (link != lost)
+			dmdst_fence_contest(link);
+	spin_unlock(&node->lock);
+
+	dmdst_netlink_fence_event(node, lost->slot, lost->generation,
+				  dmdst_fence_ambiguous(node, lost), lost->why);
+}
+
+/*
+ * A link's server won't apply anything of it any more. One that still stands
+ * ends by this, before or after which it leaves guards: so it comes first.
+ */
+int dmdst_node_fenced(struct dmdst_node *node, u32 slot, u32 generation)
+{
+	struct dmdst_link *link;
+	u64 old;
+
+	lockdep_assert_held(&node->conf);
+	if (generation > node->generation)
+		return -ENOENT;
+	spin_lock(&node->lock);
+	list_for_each_entry(link, &node->links, list)
+		if (link->slot == slot && link->generation == generation)
+			dmdst_link_fenced(link);
+	spin_unlock(&node->lock);
+
+	old = dmdst_fence_find(node, slot, generation);
+	if (old)
+		dmdst_fence_lift(node, old, "fenced by its server");
+	return 0;
 }
 
 void dmdst_node_link_gone(struct dmdst_link *link)
@@ -505,7 +526,7 @@ void dmdst_node_drop_links(struct dmdst_node *node, u32 slots, bool force)
 	spin_unlock(&node->lock);
 
 	if (force)
-		dmdst_node_cut_links(node, slots, false, "dropped on request");
+		dmdst_node_cut_links(node, slots, "dropped on request");
 	for (i = 0; i < nr; i++) {
 		dmdst_link_drain(held[i]);
 		dmdst_link_put(held[i]);
@@ -529,6 +550,26 @@ void dmdst_node_set_wanted(struct dmdst_node *node, unsigned int wanted)
 		dmdst_netlink_node_event(node);
 }
 
+/* A policy that has expired can be undone by another one; what failed can't. */
+void dmdst_node_set_conduct(struct dmdst_node *node, const struct dmdst_conduct *conduct)
+{
+	bool changed = false;
+
+	lockdep_assert_held(&node->conf);
+	spin_lock(&node->lock);
+	node->conduct = *conduct;
+	if (node->expired && !dmdst_policy_expired(node)) {
+		node->expired = false;
+		if (node->state == DMDST_NODE_FAILED)
+			changed = dmdst_node_set_state(node, DMDST_NODE_LOST,
+						       "the policy was changed");
+	}
+	dmdst_tick_soon(node);
+	spin_unlock(&node->lock);
+	if (changed)
+		dmdst_netlink_node_event(node);
+}
+
 /* ---- requests ---- */
 
 /* No link takes @req: may it wait for one? */
@@ -538,6 +579,8 @@ static blk_status_t dmdst_node_may_queue(struct dmdst_node *node,
 	lockdep_assert_held(&node->lock);
 	if (node->dead)
 		return BLK_STS_IOERR;
+	if (node->expired)
+		return BLK_STS_TRANSPORT;
 	if (!req->bio)
 		return BLK_STS_OK;
 	if (dm_noflush_suspending(req->target->ti))
@@ -576,7 +619,7 @@ unlock:
 	if (status)
 		dmdst_req_end(req, status);
 	else if (flush)
-		dmdst_flush_push_back(node);
+		dmdst_flush_push_back(node, NULL);
 }
 
 /* A server's lack of a command is known once it has been live. */
@@ -613,6 +656,16 @@ void dmdst_node_submit(struct dmdst_req *req)
 		dmdst_node_submit_slow(req);
 }
 
+void dmdst_node_submit_all(struct list_head *reqs)
+{
+	struct dmdst_req *req, *next;
+
+	list_for_each_entry_safe(req, next, reqs, list) {
+		list_del_init(&req->list);
+		dmdst_node_submit(req);
+	}
+}
+
 static void dmdst_end_all(struct list_head *reqs, blk_status_t status)
 {
 	struct dmdst_req *req, *next;
@@ -623,29 +676,46 @@ static void dmdst_end_all(struct list_head *reqs, blk_status_t status)
 	}
 }
 
-/* A noflush suspend: what waits for a link goes back to device-mapper. */
-void dmdst_node_push_back(struct dmdst_node *node, struct dmdst_target *target)
+/*
+ * A noflush suspend of @target: what waits goes back to device-mapper, since
+ * it could wait for long. So may what is on links, which end by that.
+ */
+void dmdst_node_push_back(struct dmdst_node *node, struct dmdst_target *target,
+			  enum dmdst_push_back how)
 {
-	LIST_HEAD(queue);
+	struct dmdst_link *link;
+	LIST_HEAD(waiting);
 
 	spin_lock(&node->lock);
-	dmdst_node_take_queue(node, target, &queue);
+	dmdst_node_take_queue(node, target, &waiting);
+	list_for_each_entry(link, &node->links, list)
+		if (how != DMDST_BACK_WAITING && dmdst_link_carries(link, target) &&
+		    (dmdst_link_is_silent(link) || how == DMDST_BACK_ALL))
+			dmdst_link_cut(link, "no answer in time for a suspend");
 	spin_unlock(&node->lock);
+	dmdst_fence_take(node, target, &waiting);
 
-	dmdst_end_all(&queue, BLK_STS_DM_REQUEUE);
-	dmdst_flush_push_back(node);
+	dmdst_end_all(&waiting, BLK_STS_DM_REQUEUE);
+	dmdst_flush_push_back(node, how == DMDST_BACK_WAITING ? NULL : target);
+}
+
+/* All that waits for a link, a fence or a FLUSH fails. */
+void dmdst_node_fail_waiting(struct dmdst_node *node)
+{
+	LIST_HEAD(waiting);
+
+	spin_lock(&node->lock);
+	dmdst_node_take_queue(node, NULL, &waiting);
+	spin_unlock(&node->lock);
+	dmdst_fence_take(node, NULL, &waiting);
+
+	dmdst_end_all(&waiting, BLK_STS_TRANSPORT);
+	dmdst_flush_fail(node, BLK_STS_TRANSPORT);
 }
 
 /* Everything that waits or is under way fails now. */
 void dmdst_node_fail_pending(struct dmdst_node *node)
 {
-	LIST_HEAD(queue);
-
-	dmdst_node_cut_links(node, U32_MAX, true, "fail-pending");
-	spin_lock(&node->lock);
-	dmdst_node_take_queue(node, NULL, &queue);
-	spin_unlock(&node->lock);
-
-	dmdst_end_all(&queue, BLK_STS_TRANSPORT);
-	dmdst_flush_fail(node, BLK_STS_TRANSPORT);
+	dmdst_node_fail_links(node, true, "fail-pending");
+	dmdst_node_fail_waiting(node);
 }

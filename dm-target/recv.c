@@ -37,7 +37,7 @@ static void dmdst_rx_vec_add(struct dmdst_rx_vec *vec, struct page *page,
 /* The pages that still miss payload. True: all of them fitted. */
 static bool dmdst_rx_vec_payload(struct dmdst_rx *rx, struct dmdst_rx_vec *vec)
 {
-	struct bio_vec *bvec = rx->req->bio->bi_io_vec;
+	struct bio_vec *bvec = rx->req->bvec;
 	struct bvec_iter iter = rx->req->iter;
 
 	iter.bi_size = rx->req->len;
@@ -76,7 +76,6 @@ static blk_status_t dmdst_rx_status(u32 error)
 	case NBDW_ENOSPC:	return BLK_STS_NOSPC;
 	case NBDW_ENOTSUP:	return BLK_STS_NOTSUPP;
 	case NBDW_ENOMEM:	return BLK_STS_RESOURCE;
-	case NBDW_ESHUTDOWN:	return BLK_STS_TRANSPORT;
 	default:		return BLK_STS_IOERR;
 	}
 }
@@ -87,6 +86,8 @@ static void dmdst_rx_answer(struct dmdst_link *link, struct dmdst_req *req,
 {
 	lockdep_assert_held(&link->lock);
 	req->status = status;
+	req->birth = link->birth;
+	dmdst_fence_heard(link, req->slot);
 	if (req->tx_end > link->tx.sent) {
 		req->answered = true;
 		link->tx.early++;
@@ -104,7 +105,7 @@ static struct dmdst_req *dmdst_rx_find(struct dmdst_link *link, u64 cookie)
 	if (slot >= DMDST_DEPTH || cookie >> 48 != (u16)link->generation)
 		return NULL;
 	s = &link->slots[slot];
-	if (!s->req || s->seq != (u32)(cookie >> 16) || s->req->answered)
+	if (!s->req || s->seq != (u32)(cookie >> 16) || s->req->answered || s->refused)
 		return NULL;
 	return s->req;
 }
@@ -126,6 +127,10 @@ static bool dmdst_rx_header(struct dmdst_link *link, const struct nbdw_reply *re
 	if (req && req->cmd == NBDW_CMD_READ && !error) {
 		link->rx.req = req;
 		link->rx.got = 0;
+	} else if (req && error == NBDW_ESHUTDOWN) {
+		/* No answer: who knows what was done. It stays in its slot. */
+		link->slots[req->slot].refused = true;
+		link->rx.shutdown = true;
 	} else if (req) {
 		dmdst_rx_answer(link, req, dmdst_rx_status(error), done);
 	}
@@ -202,6 +207,7 @@ static bool dmdst_rx_account(struct dmdst_link *link, size_t bytes,
 	u32 payload;
 
 	rx->received += bytes;
+	WRITE_ONCE(link->progress, jiffies);
 	if (rx->req) {
 		payload = min_t(size_t, bytes, rx->req->len - rx->got);
 		rx->got += payload;
@@ -237,18 +243,22 @@ bool dmdst_recv_some(struct dmdst_link *link)
 	ssize_t ret;
 
 	/* The callbacks still queue us until down_work has restored them. */
-	if (link->rx.broken)
+	if (link->rx.broken || READ_ONCE(link->disbelieve))
 		return false;
 
 	ret = dmdst_rx_receive(link);
-	if (ret > 0)
+	if (ret > 0) {
 		more = dmdst_rx_account(link, ret, &done);
-	else if (ret == 0)
+	} else if (ret == 0) {
+		link->rx.eof = true;
 		dmdst_link_lose(link, ESHUTDOWN, "the server closed the connection");
-	else if (ret != -EAGAIN)
+	} else if (ret != -EAGAIN) {
 		dmdst_link_lose(link, -ret, "receive failed");
+	}
 
 	dmdst_link_answered(link, &done);
+	if (link->rx.shutdown)
+		dmdst_node_retire_link(link, "the server is shutting down");
 	return more;
 }
 

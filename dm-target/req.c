@@ -6,34 +6,36 @@
  */
 #include "dm-dst.h"
 
-static const u8 dmdst_req_moves[DMDST_REQ_NR_STATES] = {
-	[DMDST_REQ_HELD]	= BIT(DMDST_REQ_QUEUED) | BIT(DMDST_REQ_ON_LINK) |
-				  BIT(DMDST_REQ_SYNCING) | BIT(DMDST_REQ_DONE),
-	[DMDST_REQ_QUEUED]	= BIT(DMDST_REQ_HELD),
-	[DMDST_REQ_ON_LINK]	= BIT(DMDST_REQ_HELD),
-	[DMDST_REQ_SYNCING]	= BIT(DMDST_REQ_HELD),
-	[DMDST_REQ_DONE]	= BIT(DMDST_REQ_HELD), /* a node's FLUSH, again */
-};
+/* How many of the node's requests are in @state; NULL where nobody counts. */
+static atomic_t *dmdst_req_counter(struct dmdst_node *node,
+				   enum dmdst_req_state state)
+{
+	switch (state) {
+	case DMDST_REQ_QUEUED:
+		return &node->queued;
+	case DMDST_REQ_ON_LINK:
+		return &node->on_link;
+	case DMDST_REQ_BARRED:
+	case DMDST_REQ_PINNED:
+		return &node->waiting;
+	default:
+		return NULL;
+	}
+}
 
 /* The caller owns @req, or holds the lock of the list it is in. */
 void dmdst_req_move(struct dmdst_req *req, enum dmdst_req_state to)
 {
-	struct dmdst_node *node = req->node;
+	atomic_t *from_count = dmdst_req_counter(req->node, req->state);
+	atomic_t *to_count = dmdst_req_counter(req->node, to);
 
-	if (WARN_ON_ONCE(!(dmdst_req_moves[req->state] & BIT(to))))
+	if (WARN_ON_ONCE(!dmdst_req_may_move(req->state, to)))
 		DMERR("node %s: request moved from state %u to %u",
-		      node->name, req->state, to);
-
-	if (req->state == DMDST_REQ_QUEUED)
-		atomic_dec(&node->queued);
-	else if (req->state == DMDST_REQ_ON_LINK)
-		atomic_dec(&node->on_link);
-
-	if (to == DMDST_REQ_QUEUED)
-		atomic_inc(&node->queued);
-	else if (to == DMDST_REQ_ON_LINK)
-		atomic_inc(&node->on_link);
-
+		      req->node->name, req->state, to);
+	if (from_count)
+		atomic_dec(from_count);
+	if (to_count)
+		atomic_inc(to_count);
 	req->state = to;
 }
 
@@ -41,6 +43,10 @@ static void dmdst_req_synced(struct dmdst_sync *sync)
 {
 	struct dmdst_req *req = container_of(sync, struct dmdst_req, sync);
 
+	if (sync->redo) {
+		dmdst_req_again(req);
+		return;
+	}
 	dmdst_req_move(req, DMDST_REQ_HELD);
 	dmdst_req_end(req, sync->status);
 }
@@ -67,7 +73,10 @@ void dmdst_req_end(struct dmdst_req *req, blk_status_t status)
 	struct dmdst_node *node = req->node;
 	struct bio *bio = req->bio;
 
+	dmdst_fence_disown(req);
 	dmdst_req_move(req, DMDST_REQ_DONE);
+	if (req == &node->probe)
+		return;	/* it was heard already, or can't be */
 	if (!bio) {
 		dmdst_flush_done(node, status);
 		return;
@@ -95,7 +104,20 @@ static bool dmdst_req_next_part(struct dmdst_req *req)
 	return true;
 }
 
-static bool dmdst_req_is_write(const struct dmdst_req *req)
+/*
+ * A FUA write on a server without FUA: a link was lost between the write and
+ * the end of its FLUSH, and maybe the server's cache with it. From the start.
+ */
+void dmdst_req_again(struct dmdst_req *req)
+{
+	dmdst_req_move(req, DMDST_REQ_HELD);
+	req->iter = req->bio->bi_iter;
+	req->offset -= req->iter.bi_size - req->left;
+	req->left = req->iter.bi_size;
+	dmdst_node_submit(req);
+}
+
+bool dmdst_req_is_write(const struct dmdst_req *req)
 {
 	return req->cmd == NBDW_CMD_WRITE || req->cmd == NBDW_CMD_TRIM ||
 	       req->cmd == NBDW_CMD_WRITE_ZEROES;
@@ -106,6 +128,9 @@ void dmdst_req_answered(struct dmdst_req *req)
 {
 	struct dmdst_node *node = req->node;
 
+	if (dmdst_fence_pins(req))
+		return;
+	dmdst_fence_disown(req);
 	if (req->status || req->cmd == NBDW_CMD_FLUSH) {
 		dmdst_req_end(req, req->status);
 		return;
@@ -113,13 +138,14 @@ void dmdst_req_answered(struct dmdst_req *req)
 
 	/* Before the bio ends: a FLUSH sent after that must see this write. */
 	if (dmdst_req_is_write(req))
-		dmdst_flush_note_write(node, req->fua && !req->sync_after);
+		dmdst_flush_note_write(node, req->birth, req->fua && !req->sync_after);
 
 	if (dmdst_req_next_part(req))
 		return;
 
 	if (req->sync_after) {
 		dmdst_req_move(req, DMDST_REQ_SYNCING);
+		req->sync.birth = req->birth;
 		dmdst_flush_wait(node, &req->sync);
 		return;
 	}

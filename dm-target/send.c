@@ -23,7 +23,7 @@ static u64 dmdst_cookie(struct dmdst_link *link, u16 slot)
 
 static struct bio_vec dmdst_req_segment(struct dmdst_req *req, struct bvec_iter iter)
 {
-	return mp_bvec_iter_bvec(req->bio->bi_io_vec, iter);
+	return mp_bvec_iter_bvec(req->bvec, iter);
 }
 
 /* Slab pages and the like can't be kept by a socket: they are copied. */
@@ -36,7 +36,7 @@ static bool dmdst_req_may_splice(struct dmdst_req *req, struct bvec_iter iter)
 		for (i = bv.bv_offset >> PAGE_SHIFT; i < nr; i++)
 			if (!sendpage_ok(bv.bv_page + i))
 				return false;
-		bvec_iter_advance(req->bio->bi_io_vec, &iter, bv.bv_len);
+		bvec_iter_advance(req->bvec, &iter, bv.bv_len);
 	}
 	return true;
 }
@@ -81,6 +81,9 @@ static void dmdst_req_set_part(struct dmdst_req *req)
 
 	if (req->cmd == NBDW_CMD_READ || req->cmd == NBDW_CMD_WRITE)
 		most = READ_ONCE(export->max_payload);
+	/* A guard is about what was sent, not more. */
+	if (READ_ONCE(req->guard))
+		most = min_t(u64, most, req->len);
 	req->len = min(req->left, most);
 	/* Once needed it stays: a part sent without FUA must be flushed, too. */
 	if (req->fua && !(READ_ONCE(export->flags) & NBDW_SEND_FUA))
@@ -93,10 +96,17 @@ static void dmdst_tx_give_slot(struct dmdst_link *link, struct dmdst_req *req)
 
 	req->slot = slot;
 	req->answered = false;
+	req->spliced = false;
 	link->slots[slot].req = req;
 	link->slots[slot].seq++;
+	link->slots[slot].loss = READ_ONCE(req->node->fences->losses);
+	link->slots[slot].since = jiffies;
+	link->slots[slot].warned = false;
+	link->slots[slot].refused = false;
 	if (req->cmd == NBDW_CMD_READ)
 		link->nr_reads++;
+	else if (req->cmd != NBDW_CMD_WRITE)
+		link->nr_long++;
 }
 
 /* Header and, for a write, the iterator for its payload. False: not now. */
@@ -106,7 +116,6 @@ static bool dmdst_tx_begin_req(struct dmdst_link *link, struct dmdst_req *req)
 	struct bvec_iter iter = req->iter;
 	bool splice = false;
 
-	dmdst_req_set_part(req);
 	if (dmdst_req_has_payload(req)) {
 		iter.bi_size = req->len;
 		splice = READ_ONCE(req->node->export.zero_copy) &&
@@ -120,6 +129,7 @@ static bool dmdst_tx_begin_req(struct dmdst_link *link, struct dmdst_req *req)
 
 	list_del_init(&req->list);
 	dmdst_tx_give_slot(link, req);
+	req->spliced = splice;
 	req->tx_start = tx->gathered;
 	req->tx_end = tx->gathered + sizeof(struct nbdw_request);
 	dmdst_tx_add_header(link, req);
@@ -139,7 +149,7 @@ static void dmdst_tx_add_payload(struct dmdst_tx *tx)
 		struct bio_vec bv = dmdst_req_segment(req, tx->iter);
 
 		dmdst_tx_add(tx, bv.bv_page, bv.bv_len, bv.bv_offset);
-		bvec_iter_advance(req->bio->bi_io_vec, &tx->iter, bv.bv_len);
+		bvec_iter_advance(req->bvec, &tx->iter, bv.bv_len);
 	}
 	if (!tx->iter.bi_size)
 		tx->req = NULL;
@@ -165,7 +175,12 @@ static bool dmdst_tx_gather(struct dmdst_link *link)
 		tx->splice = false;
 	while (!tx->req && tx->nr < DMDST_TX_SEGMENTS && link->nr_free) {
 		req = list_first_entry_or_null(&link->sendq, struct dmdst_req, list);
-		if (!req || !dmdst_tx_begin_req(link, req))
+		if (!req)
+			break;
+		dmdst_req_set_part(req);
+		if (dmdst_fence_bars(req))
+			continue;
+		if (!dmdst_tx_begin_req(link, req))
 			break;
 		if (tx->req)
 			dmdst_tx_add_payload(tx);
@@ -216,6 +231,10 @@ static ssize_t dmdst_tx_push(struct dmdst_link *link)
 	ret = dmdst_compat_send(link->sock, tx->bv, tx->nr, tx->skip, tx->bytes,
 				tx->splice, flags);
 	memalloc_noreclaim_restore(noreclaim);
+	/* Room in a socket that was full: the peer reads. */
+	if (ret > 0 && tx->full)
+		WRITE_ONCE(link->progress, jiffies);
+	tx->full = ret == -EAGAIN;
 	if (ret > 0)
 		dmdst_tx_progress(link, ret);
 	return ret ? ret : -EIO;

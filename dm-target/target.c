@@ -12,7 +12,7 @@
 #include "dm-dst.h"
 
 /* Words a node has in the status: append-only, docs/table-line.md. */
-#define DMDST_STATUS_FIELDS 10
+#define DMDST_STATUS_FIELDS 13
 
 /* ---- ready: every node has been live once ---- */
 
@@ -96,7 +96,7 @@ static bool dmdst_target_is_clean(struct dmdst_target *t)
 	unsigned int i;
 
 	for (i = 0; i < t->nr_uses; i++)
-		if (!dmdst_flush_is_clean(t->uses[i]->node))
+		if (!dmdst_flush_is_clean(t->uses[i]->node, t->uses[i]->seat))
 			return false;
 	return true;
 }
@@ -176,6 +176,7 @@ static int dmdst_map(struct dm_target *ti, struct bio *bio)
 	req->bio = bio;
 	req->target = t;
 	req->sync.target = t;
+	req->bvec = bio->bi_io_vec;
 	req->iter = bio->bi_iter;
 	req->offset = (extent->offset + sector - extent->start) << SECTOR_SHIFT;
 	req->left = bio->bi_iter.bi_size;
@@ -187,20 +188,54 @@ static int dmdst_map(struct dm_target *ti, struct bio *bio)
 
 /* ---- suspend and resume ---- */
 
+/* How often a noflush suspend looks for links on which nothing comes in. */
+#define DMDST_SUSPEND_LOOK	(HZ / 4)
+/* After so long it doesn't wait for those on which something does, either. */
+#define DMDST_SUSPEND_LIMIT	(5 * HZ)
+
+static void dmdst_push_back(struct dmdst_target *t, enum dmdst_push_back how)
+{
+	unsigned int i;
+
+	for (i = 0; i < t->nr_uses; i++)
+		dmdst_node_push_back(t->uses[i]->node, t, how);
+}
+
+/* A suspend that waited for servers that don't answer could wait for ever. */
+static void dmdst_suspend_work(struct work_struct *work)
+{
+	struct dmdst_target *t = container_of(to_delayed_work(work),
+					      struct dmdst_target, suspend_work);
+
+	if (!dm_noflush_suspending(t->ti))
+		return;
+	dmdst_push_back(t, time_after(jiffies, t->suspend_since + DMDST_SUSPEND_LIMIT) ?
+			   DMDST_BACK_ALL : DMDST_BACK_SILENT);
+	queue_delayed_work(dmdst_down_wq, &t->suspend_work, DMDST_SUSPEND_LOOK);
+}
+
 /*
- * A noflush suspend takes back what waits for a link; what finds none later
- * asks dm_noflush_suspending() itself. What is on one is waited for: dm core
- * does that.
+ * A noflush suspend takes back what waits; what finds no link later asks
+ * dm_noflush_suspending() itself. For what is on one dm core waits, while the
+ * server goes on answering: to cut a link that works costs more than to wait.
  */
 static void dmdst_presuspend(struct dm_target *ti)
 {
 	struct dmdst_target *t = ti->private;
-	unsigned int i;
 
 	if (!dm_noflush_suspending(ti))
 		return;
-	for (i = 0; i < t->nr_uses; i++)
-		dmdst_node_push_back(t->uses[i]->node, t);
+	t->suspend_since = jiffies;
+	dmdst_push_back(t, DMDST_BACK_WAITING);
+	queue_delayed_work(dmdst_down_wq, &t->suspend_work, DMDST_SUSPEND_LOOK);
+}
+
+/* Suspended, or not after all. */
+static void dmdst_suspend_over(struct dm_target *ti)
+{
+	struct dmdst_target *t = ti->private;
+
+	cancel_delayed_work_sync(&t->suspend_work);
 }
 
 /*
@@ -232,10 +267,30 @@ static const char *dmdst_cache_name(struct dmdst_node *node)
 	return "write_through";
 }
 
+static const char *dmdst_policy_name(const struct dmdst_conduct *conduct)
+{
+	static const char * const names[] = {
+		[DMDST_POLICY_QUEUE]	 = "queue",
+		[DMDST_POLICY_QUEUE_FOR] = "queue_for",
+		[DMDST_POLICY_ERROR]	 = "error",
+	};
+
+	return names[conduct->policy];
+}
+
+/* How a restart of the server that loses data would be seen. */
+static const char *dmdst_restart_name(struct dmdst_node *node)
+{
+	if (READ_ONCE(node->incarnation.len))
+		return "known";
+	return node->conduct.unknown_restart == DMDST_RESTART_EIO ? "eio" : "trust";
+}
+
 static unsigned int dmdst_status_node(struct dmdst_node *node, char *result,
 				      unsigned int maxlen, unsigned int sz)
 {
 	char reason[DMDST_REASON_MAX];
+	struct dmdst_conduct conduct;
 	enum dmdst_node_state state;
 	unsigned int live, wanted;
 	u64 reconnects;
@@ -245,15 +300,21 @@ static unsigned int dmdst_status_node(struct dmdst_node *node, char *result,
 	live = node->nr_live;
 	wanted = node->wanted;
 	reconnects = node->reconnects;
+	conduct = node->conduct;
 	strscpy(reason, node->reason[0] ? node->reason : "-", sizeof(reason));
 	spin_unlock(&node->lock);
 	strreplace(reason, ' ', '_');
 
-	DMEMIT(" %s %s %u/%u %d %d 0 %llu %llu %s %s", node->name,
+	DMEMIT(" %s %s %u/%u %d %d %u %llu %llu %s %s", node->name,
 	       dmdst_node_state_name(state), live, wanted,
 	       atomic_read(&node->on_link), atomic_read(&node->queued),
+	       dmdst_fence_ambiguous(node, NULL),
 	       (unsigned long long)atomic64_read(&node->errors),
 	       (unsigned long long)reconnects, reason, dmdst_cache_name(node));
+	DMEMIT(" %s", dmdst_policy_name(&conduct));
+	if (conduct.policy == DMDST_POLICY_QUEUE_FOR)
+		DMEMIT(":%u", conduct.queue_for);
+	DMEMIT(" %s %d", dmdst_restart_name(node), atomic_read(&node->waiting));
 	return sz;
 }
 
@@ -335,6 +396,7 @@ static int dmdst_ctr(struct dm_target *ti, unsigned int argc, char **argv)
 	/* One too many, so that no event comes before the line is whole. */
 	atomic_set(&t->not_yet_live, 1);
 	INIT_WORK(&t->ready_work, dmdst_ready_work);
+	INIT_DELAYED_WORK(&t->suspend_work, dmdst_suspend_work);
 
 	ret = dmdst_table_parse(t, argc, argv);
 	if (ret) {
@@ -353,6 +415,7 @@ static void dmdst_dtr(struct dm_target *ti)
 {
 	struct dmdst_target *t = ti->private;
 
+	cancel_delayed_work_sync(&t->suspend_work);
 	dmdst_table_free(t);
 	/* After the nodes forgot us nobody queues it any more. */
 	cancel_work_sync(&t->ready_work);
@@ -368,6 +431,8 @@ static struct target_type dmdst_target_type = {
 	.dtr		 = dmdst_dtr,
 	.map		 = dmdst_map,
 	.presuspend	 = dmdst_presuspend,
+	.presuspend_undo = dmdst_suspend_over,
+	.postsuspend	 = dmdst_suspend_over,
 	.preresume	 = dmdst_preresume,
 	.status		 = dmdst_status,
 	.io_hints	 = dmdst_io_hints,

@@ -34,7 +34,7 @@ node_says() { [[ $(dst-nlpoke get "node=$1" | jq -r "$2") == "$3" ]]; }
 
 # start_verify JOBS: fio verifies device dev by these jobs, pass after pass, until stop_verify; sets VERIFY.
 start_verify() {
-    printf '%s\n' '[global]' filename=/dev/mapper/dev rw=randwrite verify=crc32c loops=2 group_reporting "$1" >"$T/jobs"
+    printf '%s\n' '[global]' filename=/dev/mapper/dev rw=randwrite verify=crc32c loops=2 group_reporting allow_file_create=0 "$1" >"$T/jobs"
     rm -f "$T/stop"
     : >"$T/passes"
     verify_passes &

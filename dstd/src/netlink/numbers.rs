@@ -33,6 +33,9 @@ numbers! {
         FAIL_PENDING = 5,
         NODE_EVENT = 6,
         LINK_EVENT = 7,
+        FENCED = 8,
+        FENCE_EVENT = 9,
+        DATA_LOST_EVENT = 10,
     }
 }
 
@@ -85,6 +88,16 @@ numbers! {
         LINK = 22,
         FORCE = 23,
         WRITES = 24,
+        POLICY = 25,
+        POLICY_MS = 26,
+        QUIESCE = 27,
+        EOF_FENCES = 28,
+        UNKNOWN_RESTART = 29,
+        TIMEOUT = 30,
+        INCARNATION = 31,
+        AMBIGUOUS = 32,
+        BARRED = 33,
+        UNFENCED = 34,
     }
 }
 
@@ -101,5 +114,8 @@ numbers! {
         IN_FLIGHT = 8,
         SENT = 9,
         RECEIVED = 10,
+        AMBIGUOUS = 11,
+        MERGED = 12,
+        QUIET_IN = 13,
     }
 }

@@ -1,5 +1,6 @@
 //! Words of the command line as attributes, in the order given, nothing checked and nothing added.
-//! NAME=VALUE: node, session (that many bytes), size, flags, min, pref, max, wanted, zero; `force`;
+//! NAME=VALUE: node, session (that many bytes), size, flags, min, pref, max, wanted, zero, policy, policy_ms,
+//! quiesce, eof_fences, unknown_restart, timeout (all numbers), incarnation (text); `force`;
 //! export=SIZE (a good set of the six); link=SLOT:GENERATION:SOCKET (an empty part is left out).
 //! Called by main; `sockets` opens what a link names. Never sends anything.
 
@@ -38,6 +39,7 @@ impl Request {
             "links" => cmd::LINKS_SET,
             "drop" => cmd::LINKS_DROP,
             "fail" => cmd::FAIL_PENDING,
+            "fenced" => cmd::FENCED,
             number => number.parse().context("no such command")?,
         };
         let mut request = Request {
@@ -67,6 +69,13 @@ impl Request {
             "max" => Word::Bytes(attr::MAX_PAYLOAD, number()?.to_ne_bytes().into()),
             "wanted" => Word::Bytes(attr::WANTED, number()?.to_ne_bytes().into()),
             "zero" => Word::Bytes(attr::ZERO_COPY, vec![value.parse()?]),
+            "policy" => Word::Bytes(attr::POLICY, number()?.to_ne_bytes().into()),
+            "policy_ms" => Word::Bytes(attr::POLICY_MS, number()?.to_ne_bytes().into()),
+            "quiesce" => Word::Bytes(attr::QUIESCE, number()?.to_ne_bytes().into()),
+            "eof_fences" => Word::Bytes(attr::EOF_FENCES, vec![value.parse()?]),
+            "unknown_restart" => Word::Bytes(attr::UNKNOWN_RESTART, number()?.to_ne_bytes().into()),
+            "timeout" => Word::Bytes(attr::TIMEOUT, number()?.to_ne_bytes().into()),
+            "incarnation" => Word::Bytes(attr::INCARNATION, value.as_bytes().into()),
             "force" => Word::Bytes(attr::FORCE, Vec::new()),
             "export" => return self.good_export(value),
             "link" => self.link(value)?,

@@ -46,7 +46,7 @@ test_table_round_trip() {
 test_waiting_device() {
     assert_ok dmsetup create dev --table "0 2048 dst 2 alpha 0 1024 beta 0 1024"
     assert_eq "$(dmsetup status --noflush dev)" \
-        "0 2048 dst 2 10 alpha waiting 0/1 0 0 0 0 0 - unknown beta waiting 0/1 0 0 0 0 0 - unknown" "the status"
+        "0 2048 dst 2 13 alpha waiting 0/1 0 0 0 0 0 - unknown queue trust 0 beta waiting 0/1 0 0 0 0 0 - unknown queue trust 0" "the status"
     assert_ok udevadm settle --timeout=20
     assert_contains "$(udevadm info /dev/mapper/dev)" "SYSTEMD_READY=0"
     assert_not_contains "$(udevadm info /dev/mapper/dev)" "ID_FS_TYPE"

@@ -18,6 +18,10 @@
 #define DMDST_SESSION_LEN	32
 /* Slots a node can have, and so links. */
 #define DMDST_SLOTS_MAX		32
+/* Bytes of an incarnation; opaque to the kernel, which compares them. */
+#define DMDST_INCARNATION_MAX	64
+/* For QUIESCE and TIMEOUT. */
+#define DMDST_NEVER		0xffffffffU
 
 enum dmdst_cmd {
 	DMDST_CMD_UNSPEC,
@@ -28,6 +32,9 @@ enum dmdst_cmd {
 	DMDST_CMD_FAIL_PENDING,
 	DMDST_CMD_NODE_EVENT,	/* kernel to user, group "events" */
 	DMDST_CMD_LINK_EVENT,	/* kernel to user, group "events" */
+	DMDST_CMD_FENCED,
+	DMDST_CMD_FENCE_EVENT,	/* kernel to user, group "events" */
+	DMDST_CMD_DATA_LOST_EVENT, /* kernel to user, group "events" */
 
 	__DMDST_CMD_MAX,
 	DMDST_CMD_MAX = __DMDST_CMD_MAX - 1,
@@ -47,6 +54,19 @@ enum dmdst_link_state {
 	DMDST_LINK_DRAINING,	/* takes none; read until all are answered */
 	DMDST_LINK_LOST,	/* broken; its requests are being moved on */
 	DMDST_LINK_GONE,	/* the socket is released (events only) */
+};
+
+/* What I/O does while its node has no live link. */
+enum dmdst_policy {
+	DMDST_POLICY_QUEUE,	/* waits, for ever */
+	DMDST_POLICY_QUEUE_FOR,	/* waits POLICY_MS from the loss of the last link */
+	DMDST_POLICY_ERROR,	/* fails */
+};
+
+/* A server that doesn't say who it is, after a link was lost. */
+enum dmdst_restart {
+	DMDST_RESTART_TRUST,	/* is the one it was, its cache whole */
+	DMDST_RESTART_EIO,	/* may have lost what was not flushed */
 };
 
 enum dmdst_attr {
@@ -75,6 +95,16 @@ enum dmdst_attr {
 	DMDST_A_LINK,		/* nest, repeated: enum dmdst_link_attr */
 	DMDST_A_FORCE,		/* flag: cut the links, don't drain them */
 	DMDST_A_WRITES,		/* u64: acknowledged and not yet known durable: 0 = clean */
+	DMDST_A_POLICY,		/* u32: enum dmdst_policy */
+	DMDST_A_POLICY_MS,	/* u32, ms: for QUEUE_FOR */
+	DMDST_A_QUIESCE,	/* u32, ms: DMDST_NEVER = only a proof fences */
+	DMDST_A_EOF_FENCES,	/* u8: 1 = end of file proves that a link's writes are done */
+	DMDST_A_UNKNOWN_RESTART, /* u32: enum dmdst_restart */
+	DMDST_A_TIMEOUT,	/* u32, ms: for a request without progress */
+	DMDST_A_INCARNATION,	/* binary, up to DMDST_INCARNATION_MAX bytes */
+	DMDST_A_AMBIGUOUS,	/* u32: ranges that an old link may still write */
+	DMDST_A_BARRED,		/* u32: requests that wait for a fence */
+	DMDST_A_UNFENCED,	/* nest, repeated: enum dmdst_link_attr, of old links */
 
 	__DMDST_A_MAX,
 	DMDST_A_MAX = __DMDST_A_MAX - 1,
@@ -92,6 +122,9 @@ enum dmdst_link_attr {
 	DMDST_LA_IN_FLIGHT,	/* u32 */
 	DMDST_LA_SENT,		/* u64, bytes */
 	DMDST_LA_RECEIVED,	/* u64, bytes */
+	DMDST_LA_AMBIGUOUS,	/* u32: ranges it may still write; 0 = fenced */
+	DMDST_LA_MERGED,	/* u32: older links that this entry stands for, too */
+	DMDST_LA_QUIET_IN,	/* u32, ms: until it is taken as fenced; absent: not counted yet */
 
 	__DMDST_LA_MAX,
 	DMDST_LA_MAX = __DMDST_LA_MAX - 1,
