@@ -6,7 +6,7 @@ use comfy_table::presets::NOTHING;
 use serde::Serialize;
 
 use super::{Exit, Stop, print, system};
-use crate::kernel::{Access, Kernel, LinkState, NodeState, ObservedDevice, ObservedNode};
+use crate::kernel::{Access, Kernel, LinkState, NodeState, ObservedDevice, ObservedNode, OldLink};
 use crate::table::{DstArgs, Extent, Line, TARGET};
 use crate::units::{Bytes, Sectors};
 
@@ -101,7 +101,7 @@ impl Report {
         text += &if self.nodes.is_empty() {
             "No nodes.\n".to_owned()
         } else {
-            self.node_table()
+            self.node_table() + "\n" + &self.settings_table() + &self.unfenced_table()
         };
         text
     }
@@ -144,6 +144,7 @@ impl Report {
                 negotiated.map_or_else(|| "-".to_owned(), |n| n.size.to_string()),
                 node.in_flight.to_string(),
                 node.queued.to_string(),
+                node.barred.to_string(),
                 node.errors.to_string(),
                 node.reconnects.to_string(),
                 cache(node).to_owned(),
@@ -158,6 +159,7 @@ impl Report {
                 "SIZE",
                 "IN FLIGHT",
                 "QUEUED",
+                "BARRED",
                 "ERRORS",
                 "RECONNECTS",
                 "CACHE",
@@ -166,6 +168,69 @@ impl Report {
             rows,
         )
     }
+}
+
+impl Report {
+    /// How each node treats a loss.
+    fn settings_table(&self) -> String {
+        let rows = self.nodes.iter().map(|node| {
+            let words = node.conduct.words().map(|(_, word)| word);
+            let negotiated = node.negotiated.as_ref();
+            let incarnation = negotiated.and_then(|n| n.incarnation);
+            [
+                vec![node.name.to_string()],
+                words.to_vec(),
+                vec![incarnation.map_or_else(|| "-".to_owned(), |id| id.to_string())],
+            ]
+            .concat()
+        });
+        let header = [
+            "NODE",
+            "POLICY",
+            "QUIESCE",
+            "EOF FENCES",
+            "RESTART",
+            "TIMEOUT",
+            "INCARNATION",
+        ];
+        table(&header, rows)
+    }
+
+    /// Lost links that may still write; nothing where there is none.
+    fn unfenced_table(&self) -> String {
+        let rows: Vec<_> = self.nodes.iter().flat_map(unfenced_rows).collect();
+        if rows.is_empty() {
+            return String::new();
+        }
+        let header = [
+            "UNFENCED LINK OF",
+            "SLOT",
+            "GENERATION",
+            "AMBIGUOUS RANGES",
+            "AND OLDER LINKS",
+            "QUIET IN",
+        ];
+        format!("\n{}", table(&header, rows.into_iter()))
+    }
+}
+
+fn unfenced_rows(node: &ObservedNode) -> Vec<Vec<String>> {
+    let quiet = |old: &OldLink| match (old.quiet_in, node.conduct.quiesce) {
+        (Some(time), _) => time.to_string(),
+        (None, None) => "never".to_owned(),
+        (None, Some(quiesce)) => format!("{quiesce} after the node has answered"),
+    };
+    let row = |old: &OldLink| {
+        vec![
+            node.name.to_string(),
+            old.slot.to_string(),
+            old.generation.to_string(),
+            old.ambiguous.to_string(),
+            old.merged.to_string(),
+            quiet(old),
+        ]
+    };
+    node.unfenced.iter().map(row).collect()
 }
 
 fn state_word(state: NodeState) -> &'static str {

@@ -2,7 +2,11 @@
 //! Called by cli. Never decides which steps: `plan` does.
 
 mod apply;
+mod backoff;
 mod execute;
+mod fence;
+#[cfg(test)]
+mod fence_tests;
 mod links;
 mod observe;
 #[cfg(test)]

@@ -14,6 +14,7 @@ use tokio::time::{Instant, sleep_until};
 use tracing::{debug, error, info, warn};
 
 use super::execute::{Executor, Mode};
+use super::fence::{Fencer, addresses};
 use super::observe::{Probes, Survey};
 use super::worker::{Answer, Report, Want, Worker};
 use crate::kernel::{Connector, Kernel, KernelError, KernelEvent};
@@ -56,6 +57,8 @@ pub struct Daemon<K, C> {
     refresh: BTreeSet<NodeName>,
     /// What was refused or noted last, so that it is logged once.
     said: BTreeSet<String>,
+    /// How often each node's server came back without acknowledged writes.
+    data_lost: BTreeMap<NodeName, u64>,
 }
 
 /// What a pass came to.
@@ -86,6 +89,7 @@ impl<K: Kernel + 'static, C: Connector> Daemon<K, C> {
             tried: BTreeSet::new(),
             refresh: BTreeSet::new(),
             said: BTreeSet::new(),
+            data_lost: BTreeMap::new(),
         };
         daemon.replace(topology);
         daemon.refresh.clear();
@@ -186,6 +190,27 @@ impl<K: Kernel + 'static, C: Connector> Daemon<K, C> {
         true
     }
 
+    /// Says what an operator must know of an event; what is to be done about it the next look tells.
+    pub fn note(&mut self, event: &KernelEvent) {
+        match event {
+            KernelEvent::DataLost { node, writes } => {
+                error!(%node, writes, "node {node}: its server is another incarnation, and {writes} acknowledged writes were not durable: each device that uses it fails its next flush, once; check what is on them");
+                *self.data_lost.entry(node.clone()).or_default() += 1;
+            }
+            KernelEvent::Fence {
+                node,
+                slot,
+                generation,
+                ambiguous,
+                reason,
+            } if *ambiguous > 0 => {
+                let why = reason.as_deref().unwrap_or("it is lost");
+                info!(%node, "node {node}: the link of slot {slot}, generation {generation}, left {ambiguous} ranges that it may still write ({why})");
+            }
+            other => debug!(event = ?other, "kernel event"),
+        }
+    }
+
     /// Whether all that can be is as the topology says: what is left waits for nodes that were tried.
     pub fn settled(&self, pass: &Pass) -> bool {
         pass.steps == 0 && pass.wanting.is_subset(&self.tried)
@@ -220,6 +245,9 @@ impl<K: Kernel + 'static, C: Connector> Daemon<K, C> {
         }
         if pass.refusals > 0 {
             text += &format!("; {} changes refused (see `dstd plan`)", pass.refusals);
+        }
+        for (node, times) in &self.data_lost {
+            text += &format!("; DATA LOST by node {node} ({times} times, see the log)");
         }
         text
     }
@@ -339,6 +367,11 @@ pub async fn run<K: Kernel + 'static, C: Connector>(
     let mut seen = Fingerprint::of(&paths);
     let (mut daemon, inbox) = Daemon::new(Arc::clone(&kernel), connector, Topology::load(&paths)?);
     let mut wakers = Wakers::new(kernel.as_ref(), inbox)?;
+    let fencer = Fencer::start(
+        Arc::clone(&kernel),
+        Arc::clone(&daemon.connector),
+        addresses(&daemon.topology),
+    );
     let mut schedule = Schedule::new();
     loop {
         if schedule.due() {
@@ -359,10 +392,10 @@ pub async fn run<K: Kernel + 'static, C: Connector>(
         notify::alive();
         match wakers.next(schedule.wake()).await {
             Wake::End => break,
-            Wake::Reload => reload(&mut daemon, &paths, &mut schedule),
+            Wake::Reload => reload(&mut daemon, &fencer, &paths, &mut schedule),
             Wake::Report(report) => schedule.soon_if(daemon.hear(report)),
             Wake::Event(event) => {
-                debug!(?event, "kernel event");
+                daemon.note(&event);
                 schedule.soon_if(true);
             }
             Wake::Time => {
@@ -372,7 +405,7 @@ pub async fn run<K: Kernel + 'static, C: Connector>(
                 let now = Fingerprint::of(&paths);
                 if now != seen {
                     seen = now;
-                    reload(&mut daemon, &paths, &mut schedule);
+                    reload(&mut daemon, &fencer, &paths, &mut schedule);
                 }
             }
         }
@@ -384,12 +417,14 @@ pub async fn run<K: Kernel + 'static, C: Connector>(
 
 fn reload<K: Kernel + 'static, C: Connector>(
     daemon: &mut Daemon<K, C>,
+    fencer: &Fencer,
     paths: &[PathBuf],
     schedule: &mut Schedule,
 ) {
     match Topology::load(paths) {
         Ok(topology) => {
             info!("topology read again");
+            fencer.tell(addresses(&topology));
             daemon.replace(topology);
             schedule.soon_if(true);
         }
