@@ -10,11 +10,11 @@ use super::links::{LinkError, connect};
 use crate::kernel::sim::{SimKernel, SimNodes, export};
 use crate::kernel::{
     Access, Attach, Conduct, ConnectError, Connection, Connector, DmUuid, Fence, Kernel, NbdFlags,
-    ObservedNode, Probed,
+    ObservedNode, Policy, Probed,
 };
 use crate::nbd::uri::NbdUri;
 use crate::plan::Connect;
-use crate::units::{Generation, NodeName, Session};
+use crate::units::{Generation, Id, NodeName, Session};
 
 struct World {
     kernel: Arc<SimKernel>,
@@ -233,4 +233,62 @@ async fn a_race_that_is_lost_again_and_again_is_told() {
         LinkError::Kernel(error) => assert!(error.is(Errno::ESTALE), "{error}"),
         other => panic!("{other}"),
     }
+}
+
+#[tokio::test]
+async fn a_node_that_lost_its_settings_has_them_again_before_its_first_link() {
+    let world = World::multi();
+    let error = Conduct {
+        policy: Policy::Error,
+        ..Conduct::default()
+    };
+    let want = Connect {
+        conduct: error,
+        ..want(2)
+    };
+    let node = world.connect(&want).await.unwrap();
+    assert_eq!(node.conduct, error);
+    let calls = world.kernel.state().calls.clone();
+    assert_eq!(calls[2..], ["set_conduct a", "links_set a"]);
+    world.kernel.lose_links(&node_a(), &[0]);
+    world.connect(&want).await.unwrap();
+    assert_eq!(world.kernel.state().calls[4..], ["links_set a"]);
+}
+
+#[tokio::test]
+async fn links_that_agreed_on_something_else_are_made_anew_with_the_lost_one() {
+    let world = World::multi();
+    world.connect(&want(3)).await.unwrap();
+    world.kernel.lose_links(&node_a(), &[1]);
+    world.told();
+    let flags = NbdFlags::CAN_MULTI_CONN | NbdFlags::SEND_FUA;
+    let other = export(1000, flags);
+    world.nodes.exports().insert("nbd://a/".into(), other);
+    let node = world.connect(&want(3)).await.unwrap();
+    let links: Vec<_> = node.links.iter().map(|l| l.generation.0).collect();
+    assert_eq!(links, [4, 5, 6], "one server for all");
+    assert!(node.negotiated.unwrap().flags.has(NbdFlags::SEND_FUA));
+    // An export that only grew is no other.
+    world.kernel.lose_links(&node_a(), &[1]);
+    let grown = export(2000, flags);
+    world.nodes.exports().insert("nbd://a/".into(), grown);
+    let node = world.connect(&want(3)).await.unwrap();
+    let mut links: Vec<_> = node.links.iter().map(|l| l.generation.0).collect();
+    links.sort();
+    assert_eq!(links, [4, 6, 7]);
+}
+
+#[tokio::test]
+async fn a_session_begins_with_the_links_that_it_is_for() {
+    let world = World::multi();
+    let first = world.connect(&want(2)).await.unwrap().session.unwrap();
+    assert_eq!(first.first(), Generation(1));
+    world.kernel.lose_links(&node_a(), &[0, 1]);
+    let mut told = export(1000, NbdFlags::CAN_MULTI_CONN);
+    told.identity = Some(Id([1; 16]));
+    told.incarnation = Some(Id([1; 16]));
+    world.nodes.exports().insert("nbd://a/".into(), told);
+    let second = world.connect(&want(2)).await.unwrap().session.unwrap();
+    assert_eq!(second.first(), Generation(3));
+    assert_eq!(first.client, second.client);
 }

@@ -64,8 +64,7 @@ pub struct NodeSpec {
     /// What to do when it can't be told whether the server restarted.
     #[serde(default)]
     pub unknown_restart: UnknownRestart,
-    /// After how long without a byte a link with requests is lost; ten times that while a discard, write-zeroes or flush
-    /// is under way.
+    /// After how long without a byte a link with requests is lost; tenfold while a discard or a flush is under way.
     #[serde(default)]
     pub timeout: Timeout,
 }
