@@ -32,7 +32,7 @@ fn link(slot: u32, state: LinkState) -> ObservedLink {
     }
 }
 
-fn node() -> ObservedNode {
+pub fn node() -> ObservedNode {
     ObservedNode {
         name: "alpha".parse().unwrap(),
         state: NodeState::Degraded,

@@ -229,7 +229,8 @@ impl<K: Kernel + 'static, C: Connector> Daemon<K, C> {
         self.said = now;
     }
 
-    fn status(&self, pass: &Pass) -> String {
+    /// For systemd, and whoever asks it.
+    pub fn status(&self, pass: &Pass) -> String {
         let mut text = format!(
             "{} devices, {} nodes",
             self.topology.devices.len(),

@@ -434,7 +434,11 @@ async fn a_node_whose_export_does_not_fit_gets_its_settings_all_the_same() {
         .await
         .unwrap();
     let plan = plan(&survey.desired, &survey.observed, &allowed);
-    assert!(plan.to_string().contains("! node a: its export has 5120 bytes"), "{plan}");
+    assert!(
+        plan.to_string()
+            .contains("! node a: its export has 5120 bytes"),
+        "{plan}"
+    );
     assert!(
         plan.to_string()
             .contains("~ set node a: policy queue -> error"),
