@@ -142,7 +142,8 @@ impl<C: Connector> World<C> {
 async fn a_lost_link_with_writes_is_fenced_at_once_and_no_other() {
     let world = World::new(ours(1), 3).await;
     let _fencer = world.fencer();
-    world.until_unfenced_are(&[]).await;
+    // It has had its first look, and listens.
+    sleep(Duration::from_secs(1)).await;
     let begun = Instant::now();
     world.lose(&[0, 2]);
     world.until_unfenced_are(&[]).await;
@@ -163,6 +164,7 @@ async fn what_was_lost_before_the_start_or_without_a_word_is_found() {
     world.lose(&[0]);
     let _fencer = world.fencer();
     world.until_unfenced_are(&[]).await;
+    sleep(Duration::from_secs(1)).await;
     world.lose(&[1]);
     world.until_unfenced_are(&[]).await;
     assert_eq!(world.asked(), [(0, 1), (1, 2)]);

@@ -160,13 +160,15 @@ async fn a_server_that_drops_every_link_at_once_is_not_asked_without_end() {
     let (kernel, nodes, worker, mut inbox) = worker();
     nodes.exports().insert("nbd://g/".into(), export(8, 0));
     let begun = Instant::now();
-    while begun.elapsed() < Duration::from_secs(10) {
+    for _ in 0..40 {
         worker.tell(want());
         timeout(LONG, inbox.recv()).await.unwrap().unwrap();
         kernel.lose_links(&good(), &[0]);
     }
-    let links = nodes.attached().len();
-    assert!((20..=42).contains(&links), "{links} links in ten seconds");
+    assert_eq!(nodes.attached().len(), 40);
+    let took = begun.elapsed();
+    assert!(took >= Duration::from_secs(9), "forty links in {took:?}");
+    assert!(took < Duration::from_secs(20), "forty links in {took:?}");
 }
 
 #[tokio::test]

@@ -7,6 +7,7 @@ mod execute;
 mod fence;
 #[cfg(test)]
 mod fence_tests;
+mod files;
 #[cfg(test)]
 mod independence_tests;
 mod links;

@@ -15,6 +15,7 @@ use tracing::{debug, error, info, warn};
 
 use super::execute::{Executor, Mode};
 use super::fence::{Fencer, addresses};
+use super::files::{Files, Read};
 use super::observe::{Probes, Survey};
 use super::worker::{Answer, Report, Want, Worker};
 use crate::kernel::{Connector, Kernel, KernelError, KernelEvent};
@@ -23,7 +24,7 @@ use crate::table::DstArgs;
 use crate::topology::{Fingerprint, Item, Topology, TopologyErrors};
 use crate::units::{DeviceName, NodeName};
 
-/// How often topology files are looked at and the watchdog is fed.
+/// How often the watchdog is fed.
 const TICK: Duration = Duration::from_secs(2);
 /// How often the kernel is looked at when it says nothing.
 const IDLE: Duration = Duration::from_secs(10);
@@ -291,6 +292,7 @@ fn steps_of_devices(plan: &Plan) -> Vec<Step> {
 struct Wakers {
     reports: mpsc::UnboundedReceiver<Report>,
     events: Option<mpsc::Receiver<KernelEvent>>,
+    files: Files,
     hangup: Signal,
     terminate: Signal,
     interrupt: Signal,
@@ -300,7 +302,8 @@ enum Wake {
     Report(Report),
     Event(KernelEvent),
     Time,
-    Reload,
+    Topology(Read),
+    Hangup,
     End,
 }
 
@@ -308,10 +311,12 @@ impl Wakers {
     fn new<K: Kernel>(
         kernel: &K,
         reports: mpsc::UnboundedReceiver<Report>,
+        files: Files,
     ) -> Result<Self, RunError> {
         let mut wakers = Self {
             reports,
             events: None,
+            files,
             hangup: signal(SignalKind::hangup())?,
             terminate: signal(SignalKind::terminate())?,
             interrupt: signal(SignalKind::interrupt())?,
@@ -344,7 +349,8 @@ impl Wakers {
             biased;
             _ = self.terminate.recv() => Wake::End,
             _ = self.interrupt.recv() => Wake::End,
-            _ = self.hangup.recv() => Wake::Reload,
+            _ = self.hangup.recv() => Wake::Hangup,
+            read = self.files.next() => Wake::Topology(read),
             Some(report) = self.reports.recv() => Wake::Report(report),
             event = event => match event {
                 Some(event) => Wake::Event(event),
@@ -365,9 +371,9 @@ pub async fn run<K: Kernel + 'static, C: Connector>(
     connector: Arc<C>,
     paths: Vec<PathBuf>,
 ) -> Result<(), RunError> {
-    let mut seen = Fingerprint::of(&paths);
+    let seen = Fingerprint::of(&paths);
     let (mut daemon, inbox) = Daemon::new(Arc::clone(&kernel), connector, Topology::load(&paths)?);
-    let mut wakers = Wakers::new(kernel.as_ref(), inbox)?;
+    let mut wakers = Wakers::new(kernel.as_ref(), inbox, Files::watch(paths, seen))?;
     let fencer = Fencer::start(
         Arc::clone(&kernel),
         Arc::clone(&daemon.connector),
@@ -393,7 +399,8 @@ pub async fn run<K: Kernel + 'static, C: Connector>(
         notify::alive();
         match wakers.next(schedule.wake()).await {
             Wake::End => break,
-            Wake::Reload => reload(&mut daemon, &fencer, &paths, &mut schedule),
+            Wake::Hangup => wakers.files.read_again(),
+            Wake::Topology(read) => reload(&mut daemon, &fencer, read, &mut schedule),
             Wake::Report(report) => schedule.soon_if(daemon.hear(report)),
             Wake::Event(event) => {
                 daemon.note(&event);
@@ -402,11 +409,6 @@ pub async fn run<K: Kernel + 'static, C: Connector>(
             Wake::Time => {
                 if let Err(error) = wakers.listen(kernel.as_ref()) {
                     debug!(%error, "no kernel events");
-                }
-                let now = Fingerprint::of(&paths);
-                if now != seen {
-                    seen = now;
-                    reload(&mut daemon, &fencer, &paths, &mut schedule);
                 }
             }
         }
@@ -419,10 +421,10 @@ pub async fn run<K: Kernel + 'static, C: Connector>(
 fn reload<K: Kernel + 'static, C: Connector>(
     daemon: &mut Daemon<K, C>,
     fencer: &Fencer,
-    paths: &[PathBuf],
+    read: Read,
     schedule: &mut Schedule,
 ) {
-    match Topology::load(paths) {
+    match read {
         Ok(topology) => {
             info!("topology read again");
             fencer.tell(addresses(&topology));
