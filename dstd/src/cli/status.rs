@@ -1,6 +1,10 @@
 //! `dstd status`: devices and nodes as the kernel has them now.
 //! Called by cli. Changes nothing; reads no topology. The JSON only grows.
 
+use std::collections::BTreeMap;
+use std::sync::{Arc, mpsc};
+use std::time::{Duration, Instant};
+
 use clap::Args;
 use comfy_table::presets::NOTHING;
 use serde::Serialize;
@@ -10,6 +14,8 @@ use crate::kernel::{Access, Kernel, LinkState, NodeState, ObservedDevice, Observ
 use crate::table::{DstArgs, Extent, Line, TARGET};
 use crate::units::{Bytes, Sectors};
 
+/// How long a device of others may take to say what it is.
+const ANSWER_LIMIT: Duration = Duration::from_secs(2);
 /// Extents that are shown of one device before it is cut short.
 const EXTENTS_SHOWN: usize = 24;
 
@@ -65,7 +71,15 @@ struct PieceReport {
 impl Status {
     pub fn run(self) -> Result<Exit, Stop> {
         let kernel = system::kernel()?;
-        let report = Report::of(&kernel.devices()?, kernel.nodes()?);
+        let mut devices = kernel.devices()?;
+        let silent = add_tables_by_hand(&kernel, &mut devices);
+        if !silent.is_empty() {
+            eprintln!(
+                "dstd: devices that don't answer are left out: {}",
+                silent.join(", ")
+            );
+        }
+        let report = Report::of(&devices, kernel.nodes()?);
         if self.json {
             let json = serde_json::to_string_pretty(&report).map_err(Stop::failed)?;
             print(format!("{json}\n"))?;
@@ -74,6 +88,54 @@ impl Status {
         }
         Ok(Exit::Done)
     }
+}
+
+/// The tables of others that hold a `dst` line. Names those that don't answer: what lies on a dead node may block.
+fn add_tables_by_hand<K: Kernel + 'static>(
+    kernel: &Arc<K>,
+    devices: &mut [ObservedDevice],
+) -> Vec<String> {
+    let others = devices.iter().filter(|d| !d.uuid.is_ours());
+    let names: Vec<_> = others.map(|d| d.name.clone()).collect();
+    let kernel = Arc::clone(kernel);
+    let mut tables = answers(ANSWER_LIMIT, &names, move |name| kernel.dst_table(name));
+    for device in devices.iter_mut() {
+        // One that went meanwhile has none.
+        if let Some(Ok(lines)) = tables.get_mut(&device.name) {
+            device.lines = std::mem::take(lines);
+        }
+    }
+    names
+        .into_iter()
+        .filter(|n| !tables.contains_key(n))
+        .collect()
+}
+
+/// Asks all at once, and takes what comes in time; a thread that is stuck is left behind.
+fn answers<T: Send + 'static>(
+    limit: Duration,
+    names: &[String],
+    ask: impl Fn(&str) -> T + Send + Sync + 'static,
+) -> BTreeMap<String, T> {
+    let deadline = Instant::now() + limit;
+    let (tell, told) = mpsc::channel();
+    let ask = Arc::new(ask);
+    for name in names {
+        let (ask, tell, name) = (Arc::clone(&ask), tell.clone(), name.clone());
+        std::thread::spawn(move || {
+            let answer = ask(&name);
+            // Whoever asked may be gone.
+            let _ = tell.send((name, answer));
+        });
+    }
+    drop(tell);
+    let mut all = BTreeMap::new();
+    while let Ok((name, answer)) =
+        told.recv_timeout(deadline.saturating_duration_since(Instant::now()))
+    {
+        all.insert(name, answer);
+    }
+    all
 }
 
 impl Report {

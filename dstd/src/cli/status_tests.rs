@@ -189,3 +189,52 @@ fn an_old_link_that_waits_for_the_operator_says_so() {
     let text = Report::of(&[], vec![node]).text(false);
     assert!(text.contains("4                never\n"), "{text}");
 }
+
+#[test]
+fn a_device_of_others_that_does_not_answer_is_left_out_and_named() {
+    let (release, held) = mpsc::channel::<()>();
+    let held = std::sync::Mutex::new(held);
+    let names = ["pool".to_owned(), "other".to_owned()];
+    let ask = move |name: &str| {
+        if name == "pool" {
+            let _ = held.lock().unwrap().recv();
+        }
+        name.len()
+    };
+    let limit = Duration::from_secs(5);
+    let found = answers(limit, &names, ask);
+    assert_eq!(found, BTreeMap::from([("other".to_owned(), 5)]));
+    drop(release);
+}
+
+#[test]
+fn tables_made_by_hand_are_shown_and_those_of_others_not_asked_for_by_the_daemon() {
+    let kernel = Arc::new(crate::kernel::sim::SimKernel::default());
+    for (name, uuid, line) in [
+        ("hand", "", "0 8 dst 1 alpha 0 8"),
+        ("others", "LVM-x", "0 8 linear 8:0 0"),
+        ("ours", "DST-ours", "0 8 dst 1 alpha 8 8"),
+    ] {
+        let device = name.parse().unwrap();
+        let uuid = DmUuid(uuid.to_owned());
+        kernel.create(&device, &uuid, Access::ReadWrite).unwrap();
+        let line = line.parse().unwrap();
+        kernel.load(&device, &[line], Access::ReadWrite).unwrap();
+        kernel.resume(&device).unwrap();
+    }
+    let mut devices = kernel.devices().unwrap();
+    let lines = |devices: &[ObservedDevice]| {
+        let lines = devices.iter().map(|d| (d.name.clone(), d.lines.len()));
+        lines.collect::<BTreeMap<_, _>>()
+    };
+    let of = |n: [(&str, usize); 3]| n.map(|(name, n)| (name.to_owned(), n)).into();
+    assert_eq!(
+        lines(&devices),
+        of([("hand", 0), ("others", 0), ("ours", 1)])
+    );
+    assert!(add_tables_by_hand(&kernel, &mut devices).is_empty());
+    assert_eq!(
+        lines(&devices),
+        of([("hand", 1), ("others", 0), ("ours", 1)])
+    );
+}

@@ -26,8 +26,10 @@ use crate::units::{DeviceName, Generation, NodeName, Session, Slot};
 /// async callers put them on a blocking thread. Nothing here waits for a node's I/O except
 /// `suspend` with `Flush::Wait` and `remove`, which dm itself makes wait.
 pub trait Kernel: Send + Sync {
-    /// Every dm device of the machine, also those that aren't ours.
+    /// Every dm device of the machine; tables only of ours, as targets of others can block who asks.
     fn devices(&self) -> Result<Vec<ObservedDevice>, KernelError>;
+    /// The live table of a device that isn't ours, if it holds a `dst` line. May block for long.
+    fn dst_table(&self, device: &str) -> Result<Vec<Line>, KernelError>;
     /// Every node that some table names. Empty when the module isn't loaded.
     fn nodes(&self) -> Result<Vec<ObservedNode>, KernelError>;
     /// One node; `None`: no table names it.

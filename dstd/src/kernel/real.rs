@@ -43,6 +43,10 @@ impl Kernel for RealKernel {
         self.dm.devices()
     }
 
+    fn dst_table(&self, device: &str) -> Result<Vec<Line>, KernelError> {
+        self.dm.dst_table(device)
+    }
+
     fn nodes(&self) -> Result<Vec<ObservedNode>, KernelError> {
         match netlink::nodes() {
             Err(NetlinkError::FamilyAbsent) => Ok(Vec::new()),

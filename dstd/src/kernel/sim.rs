@@ -436,10 +436,24 @@ impl Kernel for SimKernel {
             suspended: d.suspended,
             access: d.access,
             open_count: d.open_count,
-            lines: d.live.as_ref().map_or_else(Vec::new, |t| t.lines.clone()),
-            inactive: d.inactive.as_ref().map(|t| t.lines.clone()),
+            lines: match &d.live {
+                Some(table) if d.uuid.is_ours() => table.lines.clone(),
+                _ => Vec::new(),
+            },
+            inactive: match &d.inactive {
+                Some(table) if d.uuid.is_ours() => Some(table.lines.clone()),
+                _ => None,
+            },
         });
         Ok(devices.collect())
+    }
+
+    fn dst_table(&self, device: &str) -> Result<Vec<Line>, KernelError> {
+        let state = self.state();
+        let table = state.devices.get(device).and_then(|d| d.live.as_ref());
+        let lines = table.map_or_else(Vec::new, |t| t.lines.clone());
+        let ours = lines.iter().any(|line| line.target == "dst");
+        Ok(if ours { lines } else { Vec::new() })
     }
 
     fn nodes(&self) -> Result<Vec<ObservedNode>, KernelError> {

@@ -185,7 +185,7 @@ pub struct ObservedDevice {
     pub suspended: bool,
     pub access: Access,
     pub open_count: u32,
-    /// The live table (STATUSTYPE_TABLE); empty where there is none.
+    /// The live table (STATUSTYPE_TABLE) of a device of ours; empty where there is none.
     pub lines: Vec<Line>,
     /// The inactive table's lines, where one is loaded.
     pub inactive: Option<Vec<Line>>,
