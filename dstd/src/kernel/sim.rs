@@ -60,6 +60,8 @@ pub struct State {
     pub data_changes: Vec<String>,
     /// What is kept of nodes that no table names: the last generation and the old links.
     graves: BTreeMap<NodeName, (Generation, Vec<OldLink>)>,
+    /// The next suspend hangs until the other end sends or goes.
+    pub hold: Option<std::sync::mpsc::Receiver<()>>,
     /// Events get lost, and nobody is told so.
     pub mute: bool,
     next_minor: u32,
@@ -526,6 +528,10 @@ impl Kernel for SimKernel {
     }
 
     fn suspend(&self, device: &DeviceName, _: Flush) -> Result<(), KernelError> {
+        let hold = self.state().hold.take();
+        if let Some(hold) = hold {
+            let _ = hold.recv();
+        }
         self.on_device("suspend", device, |d| {
             d.suspended = true;
             Ok(())

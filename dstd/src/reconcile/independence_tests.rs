@@ -200,3 +200,43 @@ async fn lost_data_is_counted_where_the_operator_looks() {
         "{status}"
     );
 }
+
+#[tokio::test]
+async fn a_lost_link_does_not_wait_for_a_device_that_hangs() {
+    let mut world = World::new(0);
+    world.run(World::is_live).await;
+    world
+        .run(|world| world.kernel.devices().unwrap()[0].suspended == false)
+        .await;
+    // The device changes, and its suspend hangs; meanwhile the link is lost.
+    let name = good();
+    let text = format!(
+        "version: 1\nnodes:\n  {name}: {{uri: 'nbd://{name}/'}}\n\
+         devices:\n  {name}: {{no_discard: true, table: [dst: {{node: {name}, length: 8s}}]}}\n"
+    );
+    world
+        .daemon
+        .replace(Topology::parse_one("t.yaml", text).unwrap());
+    let (release, held) = std::sync::mpsc::channel();
+    world.kernel.state().hold = Some(held);
+    world.kernel.lose_links(&good(), &[0]);
+    let kernel = Arc::clone(&world.kernel);
+    let is_live = || kernel.state().nodes[&good()].live == 1;
+    let pass = async {
+        world.daemon.pass().await.unwrap();
+        assert!(is_live(), "the pass ended before the link was there");
+    };
+    let watch = async {
+        timeout(LONG, async {
+            while !is_live() {
+                sleep(Duration::from_millis(1)).await;
+            }
+        })
+        .await
+        .unwrap();
+        drop(release);
+    };
+    tokio::join!(pass, watch);
+    let lines = kernel.devices().unwrap()[0].lines.clone();
+    assert!(lines[0].args.contains("no_discard"), "{lines:?}");
+}

@@ -136,6 +136,11 @@ impl<K: Kernel + 'static, C: Connector> Daemon<K, C> {
                 wants.insert(connect.node.clone(), Want::Links(connect.clone()));
             }
         }
+        // Nodes that are there don't wait for steps of devices, which may take long; others exist once a table names them.
+        let at_once = |name: &NodeName, want: &Want| {
+            survey.observed.nodes.contains_key(name) || !matches!(want, Want::Links(_))
+        };
+        self.tell(&wants, at_once);
         let steps = steps_of_devices(&plan);
         let executor = Executor {
             kernel: &self.kernel,
@@ -144,16 +149,22 @@ impl<K: Kernel + 'static, C: Connector> Daemon<K, C> {
             mode: Mode::Lenient,
         };
         let failures = executor.execute(&steps, |_| {}).await;
-        // Told only now: a node exists in the kernel once a table names it.
-        for (name, worker) in &self.workers {
-            worker.tell(wants.get(name).cloned().unwrap_or_default());
-        }
+        self.tell(&wants, |name, want| !at_once(name, want));
         Ok(Pass {
             steps: steps.len(),
             failures: failures.len(),
             wanting: wants.into_keys().collect(),
             refusals: plan.refusals.len(),
         })
+    }
+
+    fn tell(&self, wants: &BTreeMap<NodeName, Want>, whom: impl Fn(&NodeName, &Want) -> bool) {
+        for (name, worker) in &self.workers {
+            let want = wants.get(name).cloned().unwrap_or_default();
+            if whom(name, &want) {
+                worker.tell(want);
+            }
+        }
     }
 
     /// Nodes that must be asked for their size and flags.
