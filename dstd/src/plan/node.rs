@@ -102,14 +102,25 @@ fn plan_node(
         plan.misfits.extend(offer(name, desired, node));
         return;
     }
-    let same_data = allowed.same_data.contains(name);
     if let Some(reason) = node.and_then(|node| stranger(node, observed))
-        && !same_data
+        && !allowed.same_data.contains(name)
     {
         plan.refuse(subject, reason, Some(format!("--same-data {name}")));
         return;
     }
     let wanted = wanted(name, desired, observed, plan);
+    plan_links(name, desired, node, wanted, allowed, need, plans);
+}
+
+fn plan_links(
+    name: &NodeName,
+    desired: DesiredNode,
+    node: Option<&ObservedNode>,
+    wanted: u32,
+    allowed: &Allowed,
+    need: Option<Sectors>,
+    plans: &mut NodePlans,
+) {
     let grown = node.is_some_and(|node| node.live > 0 && must_reconnect(node, need));
     let flipped = node.is_some_and(|node| {
         node.live > 0 && desired.zero_copy.is_some() && node.zero_copy != desired.zero_copy
@@ -140,7 +151,7 @@ fn plan_node(
         zero_copy: desired.zero_copy,
         replace,
         steal: allowed.steal.contains(name),
-        same_data,
+        same_data: allowed.same_data.contains(name),
         conduct: desired.conduct,
     };
     let step = Step {

@@ -206,7 +206,7 @@ async fn a_lost_link_does_not_wait_for_a_device_that_hangs() {
     let mut world = World::new(0);
     world.run(World::is_live).await;
     world
-        .run(|world| world.kernel.devices().unwrap()[0].suspended == false)
+        .run(|world| !world.kernel.devices().unwrap()[0].suspended)
         .await;
     // The device changes, and its suspend hangs; meanwhile the link is lost.
     let name = good();
@@ -239,4 +239,27 @@ async fn a_lost_link_does_not_wait_for_a_device_that_hangs() {
     tokio::join!(pass, watch);
     let lines = kernel.devices().unwrap()[0].lines.clone();
     assert!(lines[0].args.contains("no_discard"), "{lines:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_glance_brings_links_back_and_takes_no_step() {
+    let mut world = World::new(0);
+    world.run(World::is_live).await;
+    let pass = world.daemon.pass().await.unwrap();
+    assert_eq!(pass.steps, 0);
+    let text = format!(
+        "version: 1\nnodes:\n  {0}: {{uri: 'nbd://{0}/', policy: error}}\ndevices: {{}}\n",
+        good()
+    );
+    world
+        .daemon
+        .replace(Topology::parse_one("t.yaml", text).unwrap());
+    world.kernel.lose_links(&good(), &[0]);
+    let before = world.kernel.state().calls.len();
+    world.daemon.glance().await.unwrap();
+    timeout(LONG, world.inbox.recv()).await.unwrap().unwrap();
+    assert!(world.is_live());
+    // The task sets what its node should be before its link; the device is left as it is.
+    let calls = world.kernel.state().calls[before..].to_vec();
+    assert_eq!(calls, ["set_conduct zz-good", "links_set zz-good"]);
 }

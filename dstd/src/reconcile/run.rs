@@ -73,6 +73,14 @@ pub struct Pass {
     pub refusals: usize,
 }
 
+/// What a look came to.
+struct Look {
+    survey: Survey,
+    plan: Plan,
+    /// Nodes that lack links or facts.
+    wants: BTreeMap<NodeName, Want>,
+}
+
 impl<K: Kernel + 'static, C: Connector> Daemon<K, C> {
     pub fn new(
         kernel: Arc<K>,
@@ -127,21 +135,11 @@ impl<K: Kernel + 'static, C: Connector> Daemon<K, C> {
 
     /// Looks, plans and acts once.
     pub async fn pass(&mut self) -> Result<Pass, KernelError> {
-        let survey = Survey::take(&self.kernel, &self.topology, &self.probes).await?;
-        let plan = plan(&survey.desired, &survey.observed, &Allowed::default());
-        self.say(&plan);
-        let mut wants = self.fact_wants(&survey);
-        for step in &plan.steps {
-            if let Action::Connect(connect) = &step.action {
-                wants.insert(connect.node.clone(), Want::Links(connect.clone()));
-            }
-        }
+        let look = self.look().await?;
+        self.say(&look.plan);
         // Nodes that are there don't wait for steps of devices, which may take long; others exist once a table names them.
-        let at_once = |name: &NodeName, want: &Want| {
-            survey.observed.nodes.contains_key(name) || !matches!(want, Want::Links(_))
-        };
-        self.tell(&wants, at_once);
-        let steps = steps_of_devices(&plan);
+        self.tell(&look, true);
+        let steps = steps_of_devices(&look.plan);
         let executor = Executor {
             kernel: &self.kernel,
             connector: &self.connector,
@@ -149,19 +147,44 @@ impl<K: Kernel + 'static, C: Connector> Daemon<K, C> {
             mode: Mode::Lenient,
         };
         let failures = executor.execute(&steps, |_| {}).await;
-        self.tell(&wants, |name, want| !at_once(name, want));
+        self.tell(&look, false);
         Ok(Pass {
             steps: steps.len(),
             failures: failures.len(),
-            wanting: wants.into_keys().collect(),
-            refusals: plan.refusals.len(),
+            refusals: look.plan.refusals.len(),
+            wanting: look.wants.into_keys().collect(),
         })
     }
 
-    fn tell(&self, wants: &BTreeMap<NodeName, Want>, whom: impl Fn(&NodeName, &Want) -> bool) {
+    /// Looks, and tells the nodes that are there what they lack: steps that failed have to wait, links needn't.
+    pub async fn glance(&self) -> Result<(), KernelError> {
+        let look = self.look().await?;
+        self.tell(&look, true);
+        Ok(())
+    }
+
+    async fn look(&self) -> Result<Look, KernelError> {
+        let survey = Survey::take(&self.kernel, &self.topology, &self.probes).await?;
+        let plan = plan(&survey.desired, &survey.observed, &Allowed::default());
+        let mut wants = self.fact_wants(&survey);
+        for step in &plan.steps {
+            if let Action::Connect(connect) = &step.action {
+                wants.insert(connect.node.clone(), Want::Links(connect.clone()));
+            }
+        }
+        Ok(Look {
+            survey,
+            plan,
+            wants,
+        })
+    }
+
+    /// Those that can be told at once, or all others.
+    fn tell(&self, look: &Look, at_once: bool) {
         for (name, worker) in &self.workers {
-            let want = wants.get(name).cloned().unwrap_or_default();
-            if whom(name, &want) {
+            let want = look.wants.get(name).cloned().unwrap_or_default();
+            let there = look.survey.observed.nodes.contains_key(name);
+            if at_once == (there || !matches!(want, Want::Links(_))) {
                 worker.tell(want);
             }
         }
@@ -349,6 +372,13 @@ impl Wakers {
         Ok(())
     }
 
+    /// Events that are there already.
+    fn drain(&mut self, mut note: impl FnMut(KernelEvent)) {
+        while let Some(event) = self.events.as_mut().and_then(|e| e.try_recv().ok()) {
+            note(event);
+        }
+    }
+
     async fn next(&mut self, until: Instant) -> Wake {
         let event = async {
             match &mut self.events {
@@ -393,39 +423,62 @@ pub async fn run<K: Kernel + 'static, C: Connector>(
     let mut schedule = Schedule::new();
     loop {
         if schedule.due() {
-            match daemon.pass().await {
-                Ok(pass) => {
-                    debug!(?pass, "pass");
-                    schedule.after(&pass);
-                    notify::state(schedule.ready(daemon.settled(&pass)), &daemon.status(&pass));
-                }
-                Err(error) if schedule.first => return Err(error.into()),
-                Err(error) => {
-                    error!("the kernel can't be looked at: {error}");
-                    schedule.after_failure();
-                }
-            }
-            schedule.first = false;
+            turn(&mut daemon, &mut schedule).await?;
         }
         notify::alive();
-        match wakers.next(schedule.wake()).await {
+        let changed = match wakers.next(schedule.wake()).await {
             Wake::End => break,
-            Wake::Hangup => wakers.files.read_again(),
-            Wake::Topology(read) => reload(&mut daemon, &fencer, read, &mut schedule),
-            Wake::Report(report) => schedule.soon_if(daemon.hear(report)),
+            Wake::Hangup => {
+                wakers.files.read_again();
+                false
+            }
+            Wake::Topology(read) => {
+                reload(&mut daemon, &fencer, read, &mut schedule);
+                false
+            }
+            Wake::Report(report) => daemon.hear(report),
             Wake::Event(event) => {
                 daemon.note(&event);
-                schedule.soon_if(true);
+                // A node's loss is many events, and one reason to look.
+                wakers.drain(|event| daemon.note(&event));
+                true
             }
             Wake::Time => {
                 if let Err(error) = wakers.listen(kernel.as_ref()) {
                     debug!(%error, "no kernel events");
                 }
+                false
             }
+        };
+        if changed
+            && !schedule.soon()
+            && let Err(error) = daemon.glance().await
+        {
+            debug!(%error, "the kernel can't be looked at");
         }
     }
     info!("ending; devices and links stay as they are");
     notify::stopping();
+    Ok(())
+}
+
+async fn turn<K: Kernel + 'static, C: Connector>(
+    daemon: &mut Daemon<K, C>,
+    schedule: &mut Schedule,
+) -> Result<(), RunError> {
+    match daemon.pass().await {
+        Ok(pass) => {
+            debug!(?pass, "pass");
+            schedule.after(&pass);
+            notify::state(schedule.ready(daemon.settled(&pass)), &daemon.status(&pass));
+        }
+        Err(error) if schedule.first => return Err(error.into()),
+        Err(error) => {
+            error!("the kernel can't be looked at: {error}");
+            schedule.after_failure();
+        }
+    }
+    schedule.first = false;
     Ok(())
 }
 
@@ -440,7 +493,7 @@ fn reload<K: Kernel + 'static, C: Connector>(
             info!("topology read again");
             fencer.tell(addresses(&topology));
             daemon.replace(topology);
-            schedule.soon_if(true);
+            schedule.soon();
         }
         Err(errors) => {
             error!("the topology has errors, the last good one stays in force:\n{errors}")
@@ -493,11 +546,13 @@ impl Schedule {
         self.retry = (self.retry * 2).min(LONGEST_RETRY);
     }
 
-    /// Not sooner than a failed pass allows.
-    fn soon_if(&mut self, changed: bool) {
-        if changed && self.retry == FIRST_RETRY {
+    /// Not sooner than a failed pass allows; false: it is later.
+    fn soon(&mut self) -> bool {
+        let may = self.retry == FIRST_RETRY;
+        if may {
             self.next = Instant::now();
         }
+        may
     }
 
     /// True once, when the daemon has first settled.
