@@ -157,6 +157,8 @@ pub struct Plan {
     /// Nodes without a live link that were refused because their export doesn't fit the live tables: the kernel
     /// judges the same, and a node's state tells of it once a link was offered.
     pub misfits: Vec<Connect>,
+    /// Nodes that were refused for what they said when they were asked; they may be mended meanwhile.
+    pub doubts: BTreeSet<NodeName>,
 }
 
 impl Plan {

@@ -99,6 +99,7 @@ fn plan_node(
     let subject = format!("node {name}");
     if let Some(reason) = node.and_then(|node| misfit(node, observed)) {
         plan.refuse(subject, reason, None);
+        plan.doubts.insert(name.clone());
         plan.misfits.extend(offer(name, desired, node));
         return;
     }
@@ -106,6 +107,7 @@ fn plan_node(
         && !allowed.same_data.contains(name)
     {
         plan.refuse(subject, reason, Some(format!("--same-data {name}")));
+        plan.doubts.insert(name.clone());
         return;
     }
     let wanted = wanted(name, desired, observed, plan);

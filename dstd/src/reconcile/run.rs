@@ -52,6 +52,8 @@ pub struct Daemon<K, C> {
     workers: BTreeMap<NodeName, Worker>,
     reports: mpsc::UnboundedSender<Report>,
     probes: Probes,
+    /// When each node was asked last.
+    asked: BTreeMap<NodeName, Instant>,
     /// Nodes whose task has said something, good or bad.
     tried: BTreeSet<NodeName>,
     /// Nodes to be asked again because the topology was re-read: their exports may have grown.
@@ -95,6 +97,7 @@ impl<K: Kernel + 'static, C: Connector> Daemon<K, C> {
             workers: BTreeMap::new(),
             reports,
             probes: Probes::new(),
+            asked: BTreeMap::new(),
             tried: BTreeSet::new(),
             refresh: BTreeSet::new(),
             said: BTreeSet::new(),
@@ -137,6 +140,7 @@ impl<K: Kernel + 'static, C: Connector> Daemon<K, C> {
     pub async fn pass(&mut self) -> Result<Pass, KernelError> {
         let look = self.look().await?;
         self.say(&look.plan);
+        self.doubt(&look.plan);
         // Nodes that are there don't wait for steps of devices, which may take long; others exist once a table names them.
         self.tell(&look, true);
         let steps = steps_of_devices(&look.plan);
@@ -154,6 +158,16 @@ impl<K: Kernel + 'static, C: Connector> Daemon<K, C> {
             refusals: look.plan.refusals.len(),
             wanting: look.wants.into_keys().collect(),
         })
+    }
+
+    /// What a node said a while ago keeps it from being connected: it isn't believed any longer. Connecting it checks the
+    /// same, and goes on until it is mended.
+    fn doubt(&mut self, plan: &Plan) {
+        for node in &plan.doubts {
+            if self.asked.get(node).is_none_or(|at| at.elapsed() >= IDLE) {
+                self.probes.remove(node);
+            }
+        }
     }
 
     /// Looks, and tells the nodes that are there what they lack: steps that failed have to wait, links needn't.
@@ -217,7 +231,10 @@ impl<K: Kernel + 'static, C: Connector> Daemon<K, C> {
         match answer {
             // What the kernel was told just now is newer than any probe.
             Answer::Connected => drop(self.probes.remove(&node)),
-            Answer::Facts(facts) => drop(self.probes.insert(node.clone(), Ok(*facts))),
+            Answer::Facts(facts) => {
+                self.asked.insert(node.clone(), Instant::now());
+                self.probes.insert(node.clone(), Ok(*facts));
+            }
             Answer::Failed(why) => drop(self.probes.insert(node.clone(), Err(why))),
         }
         self.refresh.remove(&node);

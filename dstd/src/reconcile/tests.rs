@@ -517,6 +517,35 @@ async fn the_daemon_takes_no_other_export_and_goes_on_when_the_right_one_is_back
     assert_eq!(world.node("a").live, 2);
 }
 
+/// The wrong server is there just when the daemon asks for sizes; later the right one is back.
+#[tokio::test(start_paused = true)]
+async fn what_a_node_said_once_does_not_keep_it_away_for_ever() {
+    for wrong in [told(2), export(10, MULTI)] {
+        let world = World::new();
+        world.nodes.exports().insert("nbd://a/".into(), told(1));
+        let (mut daemon, mut inbox) =
+            Daemon::new(world.kernel.clone(), world.nodes.clone(), topology(ONE));
+        settle(&mut daemon, &mut inbox).await;
+        world.nodes.exports().insert("nbd://a/".into(), wrong);
+        daemon.replace(topology(ONE));
+        let mut refused = 0;
+        for pass in 0..30 {
+            refused += daemon.pass().await.unwrap().refusals;
+            match pass {
+                2 => world.kernel.lose_links(&"a".parse().unwrap(), &[0, 1]),
+                10 => drop(world.nodes.exports().insert("nbd://a/".into(), told(1))),
+                _ => {}
+            }
+            tokio::time::sleep(Duration::from_secs(5)).await;
+            while let Ok(report) = inbox.try_recv() {
+                daemon.hear(report);
+            }
+        }
+        assert!(refused > 0, "the wrong answer was never seen");
+        assert_eq!(world.node("a").live, 2);
+    }
+}
+
 fn made_by_hand(world: &World) {
     let name = "hand".parse().unwrap();
     let line = "0 8 dst 1 a 0 8".parse().unwrap();
