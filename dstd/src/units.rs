@@ -4,6 +4,7 @@
 
 use std::fmt;
 use std::str::FromStr;
+use std::time::Duration;
 
 use serde::Serialize;
 use thiserror::Error;
@@ -313,6 +314,20 @@ pub struct Session {
 }
 
 impl Session {
+    /// A session whose first link has this generation. The nonce holds it: what the kernel keeps of a session is all
+    /// that a later dstd has to tell which old links are this session's, and so may be fenced in its name.
+    pub fn begin(client: Id, first: Generation) -> Self {
+        let mut nonce: [u8; 16] = rand::random();
+        nonce[12..].copy_from_slice(&first.0.to_be_bytes());
+        let nonce = Id(nonce);
+        Session { client, nonce }
+    }
+
+    pub fn first(&self) -> Generation {
+        let [.., a, b, c, d] = self.nonce.0;
+        Generation(u32::from_be_bytes([a, b, c, d]))
+    }
+
     /// As the kernel keeps it: client id, then nonce.
     pub fn to_bytes(self) -> [u8; 32] {
         let mut out = [0; 32];
@@ -329,6 +344,34 @@ impl Session {
             client: Id(client),
             nonce: Id(nonce),
         }
+    }
+}
+
+/// A length of time as the kernel takes it. `u32::MAX` means "never" there, so a length that is written is below it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[serde(transparent)]
+pub struct Millis(pub u32);
+
+impl Millis {
+    pub const fn seconds(seconds: u32) -> Self {
+        Self(seconds * 1000)
+    }
+
+    /// `None`: it isn't a whole number of milliseconds, or is none at all, or more than 49 days.
+    pub fn exactly(length: Duration) -> Option<Self> {
+        let millis = u32::try_from(length.as_millis()).ok()?;
+        let whole = Duration::from_millis(millis.into()) == length;
+        (whole && millis > 0 && millis < u32::MAX).then_some(Self(millis))
+    }
+
+    pub fn duration(self) -> Duration {
+        Duration::from_millis(self.0.into())
+    }
+}
+
+impl fmt::Display for Millis {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        humantime::format_duration(self.duration()).fmt(f)
     }
 }
 
@@ -398,6 +441,27 @@ mod tests {
         assert_eq!((bytes[15], bytes[16]), (0xab, 7));
         assert_eq!(Session::from_bytes(&bytes), session);
         assert_eq!(Id([0x0a; 16]).to_string(), "0a".repeat(16));
+    }
+
+    #[test]
+    fn a_session_knows_its_first_link_and_no_two_are_alike() {
+        let begin = || Session::begin(Id([1; 16]), Generation(0x0102_0304));
+        assert_eq!(begin().first(), Generation(0x0102_0304));
+        assert_eq!(begin().client, Id([1; 16]));
+        assert_ne!(begin().nonce, begin().nonce);
+        let kept = Session::from_bytes(&begin().to_bytes());
+        assert_eq!(kept.first(), Generation(0x0102_0304));
+    }
+
+    #[test]
+    fn lengths_of_time_are_whole_milliseconds_below_never() {
+        let of = |micros| Millis::exactly(Duration::from_micros(micros));
+        assert_eq!(of(1_000), Some(Millis(1)));
+        assert_eq!((of(0), of(1_500)), (None, None));
+        let most = u64::from(u32::MAX) - 1;
+        assert_eq!(of(most * 1000), Some(Millis(u32::MAX - 1)));
+        assert_eq!(of((most + 1) * 1000), None);
+        assert_eq!(Millis::seconds(90).to_string(), "1m 30s");
     }
 
     #[test]

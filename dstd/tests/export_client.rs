@@ -9,8 +9,8 @@ use std::os::unix::net::UnixStream;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use dstd::kernel::{Attach, Connection, FenceAnswer};
-use dstd::nbd::{NbdError, NbdUri, connect, probe, proto};
+use dstd::kernel::{Attach, Connection, Fence};
+use dstd::nbd::{NbdError, NbdUri, connect, fence, probe, proto};
 use dstd::units::{Generation, Id, Session, Slot};
 use tempfile::TempDir;
 
@@ -79,15 +79,15 @@ fn attach(client: u8, slot: u32, generation: u32) -> Attach {
         },
         slot: Slot(slot),
         generation: Generation(generation),
-        fence: None,
         steal: false,
+        timeout: None,
     }
 }
 
 /// The kernel's part.
 struct Link {
     socket: UnixStream,
-    connection: (Option<Id>, Option<Id>, FenceAnswer),
+    connection: (Option<Id>, Option<Id>),
 }
 
 impl Link {
@@ -99,7 +99,7 @@ impl Link {
         socket.set_read_timeout(Some(LIMIT)).unwrap();
         Link {
             socket,
-            connection: (facts.identity, facts.incarnation, connection.fenced),
+            connection: (facts.identity, facts.incarnation),
         }
     }
 
@@ -129,9 +129,8 @@ impl Link {
 async fn one_client_writes_and_another_hears_who_and_how_to_take_the_role() {
     let server = Server::start();
     let mut first = server.link(attach(1, 0, 1)).await.unwrap();
-    let (identity, incarnation, fenced) = first.connection.clone();
+    let (identity, incarnation) = first.connection;
     assert!(identity.is_some() && incarnation.is_some());
-    assert_eq!(fenced, FenceAnswer::NotAsked);
     assert!(first.write(0, 0x11));
 
     let probed = probe(&server.uri(), Id([2; 16]), LIMIT).await.unwrap();
@@ -200,33 +199,37 @@ async fn disc_frees_the_role_at_once() {
 }
 
 #[tokio::test]
-async fn a_lost_link_is_fenced_by_its_successor_and_the_other_slots_go_on() {
+async fn a_lost_link_is_fenced_while_its_successor_and_the_other_slots_go_on() {
     let server = Server::start();
     let mut old = server.link(attach(1, 0, 1)).await.unwrap();
     let mut other = server.link(attach(1, 1, 2)).await.unwrap();
     assert!(old.write(0, 0x11) && other.write(512, 0x12));
-    let fence = Some(Generation(2));
-    let mut new = server
-        .link(Attach {
-            fence,
-            ..attach(1, 0, 3)
-        })
-        .await
-        .unwrap();
-    assert_eq!(new.connection.2, FenceAnswer::Fenced(Generation(2)));
+    let mut new = server.link(attach(1, 0, 3)).await.unwrap();
+    let asked = Fence {
+        session: attach(1, 0, 0).session,
+        identity: old.connection.0.unwrap(),
+        slot: Slot(0),
+        generation: Generation(2),
+    };
+    let stranger = Fence {
+        identity: Id([9; 16]),
+        ..asked
+    };
+    let error = fence(&server.uri(), &stranger, LIMIT).await.unwrap_err();
+    assert!(matches!(error, NbdError::OtherExport { .. }), "{error}");
+    assert!(old.write(0, 0x10), "nothing was fenced by that");
+    fence(&server.uri(), &asked, LIMIT).await.unwrap();
     assert!(!old.write(0, 0x13));
     assert!(new.write(0, 0x14) && other.write(512, 0x15));
     assert_eq!((server.byte(0), server.byte(512)), (0x14, 0x15));
-    let text = server
-        .link(attach(1, 0, 2))
-        .await
-        .map(drop)
-        .unwrap_err()
-        .to_string();
+    let late = server.link(attach(1, 0, 2)).await.map(drop);
+    let text = late.unwrap_err().to_string();
     assert!(
         text.contains("generation 2 of the link in slot 0 is fenced"),
         "{text}"
     );
+    // Asking again is as good.
+    fence(&server.uri(), &asked, LIMIT).await.unwrap();
 }
 
 #[tokio::test]

@@ -3,9 +3,8 @@
 
 use clap::Args;
 
-use super::{Exit, Stop, print, system};
+use super::{Exit, Stop, known_node, print, system};
 use crate::kernel::Kernel;
-use crate::topology::nearest;
 use crate::units::NodeName;
 
 /// Fail at once all I/O that is queued or in flight on a node
@@ -18,22 +17,11 @@ pub struct FailPending {
 impl FailPending {
     pub fn run(self) -> Result<Exit, Stop> {
         let kernel = system::kernel()?;
-        let nodes = kernel.nodes()?;
-        let Some(node) = nodes.iter().find(|n| n.name == self.node) else {
-            let hint = nearest(self.node.as_str(), nodes.iter().map(|n| n.name.as_str()))
-                .map_or_else(
-                    || "`dstd status` lists them".to_owned(),
-                    |n| format!("did you mean `{n}`?"),
-                );
-            return Err(Stop::failed(format!(
-                "the kernel has no node `{}`: {hint}",
-                self.node
-            )));
-        };
+        let node = known_node(&kernel.nodes()?, &self.node)?;
         kernel.fail_pending(&self.node)?;
         print(format!(
-            "Failed what waited on {}: {} queued, {} in flight.\n",
-            node.name, node.queued, node.in_flight
+            "Failed what waited on {}: {} queued, {} at a fence, {} in flight.\n",
+            node.name, node.queued, node.barred, node.in_flight
         ))?;
         Ok(Exit::Done)
     }

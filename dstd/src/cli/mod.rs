@@ -5,10 +5,12 @@ mod apply;
 mod args;
 mod export;
 mod fail_pending;
+mod fence;
 mod flusher;
 mod pages;
 mod plan;
 mod probe;
+mod protect;
 mod remove;
 mod run;
 mod status;
@@ -22,9 +24,10 @@ use std::process::ExitCode;
 use clap::error::ErrorKind;
 use clap::{CommandFactory, Parser, Subcommand};
 
-use crate::kernel::KernelError;
+use crate::kernel::{KernelError, ObservedNode};
 use crate::reconcile::ApplyError;
-use crate::topology::TopologyErrors;
+use crate::topology::{TopologyErrors, nearest};
+use crate::units::NodeName;
 
 /// How a command ended; docs/dstd.md lists them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -101,6 +104,7 @@ enum Command {
     Probe(probe::Probe),
     Remove(remove::Remove),
     FailPending(fail_pending::FailPending),
+    Fence(fence::Fence),
     Run(run::Run),
     Export(export::Export),
     Schema(pages::Schema),
@@ -137,6 +141,7 @@ impl Command {
             Self::Probe(command) => command.run(),
             Self::Remove(command) => command.run(),
             Self::FailPending(command) => command.run(),
+            Self::Fence(command) => command.run(),
             Self::Run(command) => command.run(),
             Self::Export(command) => command.run(),
             Self::Schema(command) => command.run(),
@@ -144,6 +149,20 @@ impl Command {
             Self::Man(command) => command.run(),
         }
     }
+}
+
+/// The kernel's node of this name.
+fn known_node(nodes: &[ObservedNode], name: &NodeName) -> Result<ObservedNode, Stop> {
+    if let Some(node) = nodes.iter().find(|node| node.name == *name) {
+        return Ok(node.clone());
+    }
+    let hint = match nearest(name.as_str(), nodes.iter().map(|n| n.name.as_str())) {
+        Some(near) => format!("did you mean `{near}`?"),
+        None => "`dstd status` lists them".to_owned(),
+    };
+    Err(Stop::failed(format!(
+        "the kernel has no node `{name}`: {hint}"
+    )))
 }
 
 /// The whole command line, for man pages and completions.

@@ -35,6 +35,10 @@ pub struct AllowArgs {
     /// Take this node's export from another client that may write to it now; what that one hasn't written yet is refused
     #[arg(long, value_name = "NODE")]
     steal: Vec<NodeName>,
+    /// Take the export that this node's address leads to now, although it isn't the one before: it holds the same data,
+    /// and the old server can't write to it any more
+    #[arg(long, value_name = "NODE")]
+    same_data: Vec<NodeName>,
     /// Remove devices of dstd's that are in no topology and not in use
     #[arg(long)]
     prune: bool,
@@ -45,7 +49,7 @@ impl AllowArgs {
         for name in self.allow_shrink.iter().chain(&self.allow_other_data) {
             check_device(topology, name)?;
         }
-        for name in &self.steal {
+        for name in self.steal.iter().chain(&self.same_data) {
             check_node(topology, name)?;
         }
         let set = |names: &[DeviceName]| names.iter().cloned().collect::<BTreeSet<_>>();
@@ -54,6 +58,7 @@ impl AllowArgs {
             other_data: set(&self.allow_other_data),
             prune: self.prune,
             steal: self.steal.iter().cloned().collect(),
+            same_data: self.same_data.iter().cloned().collect(),
         })
     }
 }

@@ -4,15 +4,14 @@
 use std::io::IsTerminal;
 
 use clap::Args;
-use nix::sys::mman::{MlockAllFlags, mlockall};
 use nix::sys::stat::fstat;
-use tracing::warn;
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
 use super::args::TopologyArgs;
-use super::{Exit, Stop, flusher, system};
+use super::protect::protect;
+use super::{Exit, Stop, system};
 use crate::reconcile::{RunError, run};
 
 /// Keep the kernel as the topology says, until told to end
@@ -30,13 +29,7 @@ pub struct Run {
 impl Run {
     pub fn run(self) -> Result<Exit, Stop> {
         start_logs(&self.log)?;
-        // A daemon that serves swap or a root file system must not wait for its own pages, nor write any to get memory.
-        if let Err(error) = flusher::set() {
-            warn!("PR_SET_IO_FLUSHER isn't set; run as root: {error}");
-        }
-        if let Err(error) = mlockall(MlockAllFlags::MCL_CURRENT | MlockAllFlags::MCL_FUTURE) {
-            warn!("memory isn't locked; raise LimitMEMLOCK, or run as root: {error}");
-        }
+        protect();
         let kernel = system::kernel()?;
         let ended = system::block_on(run(kernel, system::connector(), self.topology.paths()))?;
         match ended {

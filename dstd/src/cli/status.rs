@@ -1,15 +1,21 @@
 //! `dstd status`: devices and nodes as the kernel has them now.
 //! Called by cli. Changes nothing; reads no topology. The JSON only grows.
 
+use std::collections::BTreeMap;
+use std::sync::{Arc, mpsc};
+use std::time::{Duration, Instant};
+
 use clap::Args;
 use comfy_table::presets::NOTHING;
 use serde::Serialize;
 
 use super::{Exit, Stop, print, system};
-use crate::kernel::{Access, Kernel, LinkState, NodeState, ObservedDevice, ObservedNode};
+use crate::kernel::{Access, Kernel, LinkState, NodeState, ObservedDevice, ObservedNode, OldLink};
 use crate::table::{DstArgs, Extent, Line, TARGET};
 use crate::units::{Bytes, Sectors};
 
+/// How long a device of others may take to say what it is.
+const ANSWER_LIMIT: Duration = Duration::from_secs(2);
 /// Extents that are shown of one device before it is cut short.
 const EXTENTS_SHOWN: usize = 24;
 
@@ -65,7 +71,15 @@ struct PieceReport {
 impl Status {
     pub fn run(self) -> Result<Exit, Stop> {
         let kernel = system::kernel()?;
-        let report = Report::of(&kernel.devices()?, kernel.nodes()?);
+        let mut devices = kernel.devices()?;
+        let silent = add_tables_by_hand(&kernel, &mut devices);
+        if !silent.is_empty() {
+            eprintln!(
+                "dstd: devices that don't answer are left out: {}",
+                silent.join(", ")
+            );
+        }
+        let report = Report::of(&devices, kernel.nodes()?);
         if self.json {
             let json = serde_json::to_string_pretty(&report).map_err(Stop::failed)?;
             print(format!("{json}\n"))?;
@@ -74,6 +88,54 @@ impl Status {
         }
         Ok(Exit::Done)
     }
+}
+
+/// The tables of others that hold a `dst` line. Names those that don't answer: what lies on a dead node may block.
+fn add_tables_by_hand<K: Kernel + 'static>(
+    kernel: &Arc<K>,
+    devices: &mut [ObservedDevice],
+) -> Vec<String> {
+    let others = devices.iter().filter(|d| !d.uuid.is_ours());
+    let names: Vec<_> = others.map(|d| d.name.clone()).collect();
+    let kernel = Arc::clone(kernel);
+    let mut tables = answers(ANSWER_LIMIT, &names, move |name| kernel.dst_table(name));
+    for device in devices.iter_mut() {
+        // One that went meanwhile has none.
+        if let Some(Ok(lines)) = tables.get_mut(&device.name) {
+            device.lines = std::mem::take(lines);
+        }
+    }
+    names
+        .into_iter()
+        .filter(|n| !tables.contains_key(n))
+        .collect()
+}
+
+/// Asks all at once, and takes what comes in time; a thread that is stuck is left behind.
+fn answers<T: Send + 'static>(
+    limit: Duration,
+    names: &[String],
+    ask: impl Fn(&str) -> T + Send + Sync + 'static,
+) -> BTreeMap<String, T> {
+    let deadline = Instant::now() + limit;
+    let (tell, told) = mpsc::channel();
+    let ask = Arc::new(ask);
+    for name in names {
+        let (ask, tell, name) = (Arc::clone(&ask), tell.clone(), name.clone());
+        std::thread::spawn(move || {
+            let answer = ask(&name);
+            // Whoever asked may be gone.
+            let _ = tell.send((name, answer));
+        });
+    }
+    drop(tell);
+    let mut all = BTreeMap::new();
+    while let Ok((name, answer)) =
+        told.recv_timeout(deadline.saturating_duration_since(Instant::now()))
+    {
+        all.insert(name, answer);
+    }
+    all
 }
 
 impl Report {
@@ -101,7 +163,7 @@ impl Report {
         text += &if self.nodes.is_empty() {
             "No nodes.\n".to_owned()
         } else {
-            self.node_table()
+            self.node_table() + "\n" + &self.settings_table() + &self.unfenced_table()
         };
         text
     }
@@ -144,6 +206,7 @@ impl Report {
                 negotiated.map_or_else(|| "-".to_owned(), |n| n.size.to_string()),
                 node.in_flight.to_string(),
                 node.queued.to_string(),
+                node.barred.to_string(),
                 node.errors.to_string(),
                 node.reconnects.to_string(),
                 cache(node).to_owned(),
@@ -158,6 +221,7 @@ impl Report {
                 "SIZE",
                 "IN FLIGHT",
                 "QUEUED",
+                "BARRED",
                 "ERRORS",
                 "RECONNECTS",
                 "CACHE",
@@ -166,6 +230,69 @@ impl Report {
             rows,
         )
     }
+}
+
+impl Report {
+    /// How each node treats a loss.
+    fn settings_table(&self) -> String {
+        let rows = self.nodes.iter().map(|node| {
+            let words = node.conduct.words().map(|(_, word)| word);
+            let negotiated = node.negotiated.as_ref();
+            let incarnation = negotiated.and_then(|n| n.incarnation);
+            [
+                vec![node.name.to_string()],
+                words.to_vec(),
+                vec![incarnation.map_or_else(|| "-".to_owned(), |id| id.to_string())],
+            ]
+            .concat()
+        });
+        let header = [
+            "NODE",
+            "POLICY",
+            "QUIESCE",
+            "EOF FENCES",
+            "RESTART",
+            "TIMEOUT",
+            "INCARNATION",
+        ];
+        table(&header, rows)
+    }
+
+    /// Lost links that may still write; nothing where there is none.
+    fn unfenced_table(&self) -> String {
+        let rows: Vec<_> = self.nodes.iter().flat_map(unfenced_rows).collect();
+        if rows.is_empty() {
+            return String::new();
+        }
+        let header = [
+            "UNFENCED LINK OF",
+            "SLOT",
+            "GENERATION",
+            "AMBIGUOUS RANGES",
+            "AND OLDER LINKS",
+            "QUIET IN",
+        ];
+        format!("\n{}", table(&header, rows.into_iter()))
+    }
+}
+
+fn unfenced_rows(node: &ObservedNode) -> Vec<Vec<String>> {
+    let quiet = |old: &OldLink| match (old.quiet_in, node.conduct.quiesce) {
+        (Some(time), _) => time.to_string(),
+        (None, None) => "never".to_owned(),
+        (None, Some(quiesce)) => format!("{quiesce} after the node has answered"),
+    };
+    let row = |old: &OldLink| {
+        vec![
+            node.name.to_string(),
+            old.slot.to_string(),
+            old.generation.to_string(),
+            old.ambiguous.to_string(),
+            old.merged.to_string(),
+            quiet(old),
+        ]
+    };
+    node.unfenced.iter().map(row).collect()
 }
 
 fn state_word(state: NodeState) -> &'static str {
@@ -317,4 +444,4 @@ fn table(header: &[&str], rows: impl Iterator<Item = Vec<String>>) -> String {
 
 #[cfg(test)]
 #[path = "status_tests.rs"]
-mod tests;
+pub(super) mod tests;

@@ -2,8 +2,8 @@
 
 use super::*;
 use crate::kernel::sim::export;
-use crate::kernel::{DmUuid, NbdFlags, ObservedLink};
-use crate::units::{DeviceNumber, Generation, Slot};
+use crate::kernel::{Conduct, DmUuid, NbdFlags, Negotiated, ObservedLink, OldLink, Policy};
+use crate::units::{DeviceNumber, Generation, Id, Millis, Slot};
 
 fn device(name: &str, uuid: &str, lines: &[&str]) -> ObservedDevice {
     ObservedDevice {
@@ -32,13 +32,17 @@ fn link(slot: u32, state: LinkState) -> ObservedLink {
     }
 }
 
-fn node() -> ObservedNode {
+pub fn node() -> ObservedNode {
     ObservedNode {
         name: "alpha".parse().unwrap(),
         state: NodeState::Degraded,
         reason: Some("link 1: connection reset".into()),
         session: None,
-        negotiated: Some(export(3000, NbdFlags::SEND_FLUSH)),
+        negotiated: Some(Negotiated {
+            identity: Some(Id([1; 16])),
+            incarnation: Some(Id([2; 16])),
+            ..export(3000, NbdFlags::SEND_FLUSH)
+        }),
         zero_copy: Some(true),
         wanted: 2,
         live: 1,
@@ -52,6 +56,29 @@ fn node() -> ObservedNode {
         need_write: true,
         writes: 9,
         links: vec![link(0, LinkState::Live), link(1, LinkState::Draining)],
+        conduct: Conduct {
+            policy: Policy::QueueFor(Millis::seconds(300)),
+            timeout: None,
+            ..Conduct::default()
+        },
+        ambiguous: 3,
+        barred: 8,
+        unfenced: vec![
+            OldLink {
+                slot: Slot(1),
+                generation: Generation(2),
+                ambiguous: 2,
+                merged: 0,
+                quiet_in: Some(Millis(4200)),
+            },
+            OldLink {
+                slot: Slot(0),
+                generation: Generation(1),
+                ambiguous: 1,
+                merged: 4,
+                quiet_in: None,
+            },
+        ],
     }
 }
 
@@ -90,8 +117,15 @@ by-hand
   START  SECTORS  SIZE  LIES ON
   0      8        4KiB  node alpha at 0
 
-NODE   STATE     LINKS              SIZE     IN FLIGHT  QUEUED  ERRORS  RECONNECTS  CACHE  REASON
-alpha  degraded  1/2 (+1 draining)  1.46MiB  4          5       6       7           dirty  link 1: connection reset
+NODE   STATE     LINKS              SIZE     IN FLIGHT  QUEUED  BARRED  ERRORS  RECONNECTS  CACHE  REASON
+alpha  degraded  1/2 (+1 draining)  1.46MiB  4          5       8       6       7           dirty  link 1: connection reset
+
+NODE   POLICY        QUIESCE  EOF FENCES  RESTART  TIMEOUT  INCARNATION
+alpha  queue_for 5m  10s      no          trust    never    02020202020202020202020202020202
+
+UNFENCED LINK OF  SLOT  GENERATION  AMBIGUOUS RANGES  AND OLDER LINKS  QUIET IN
+alpha             1     2           2                 0                4s 200ms
+alpha             0     1           1                 4                10s after the node has answered
 "
     );
 }
@@ -112,6 +146,21 @@ fn the_json_keeps_its_names() {
     );
     assert_eq!(node["links"][1]["state"], "draining");
     assert_eq!(node["negotiated"]["size"], 3000 * 512);
+    assert_eq!(node["negotiated"]["incarnation"], "02".repeat(16));
+    assert_eq!(node["policy"]["queue_for_ms"], 300_000);
+    assert_eq!(
+        (&node["quiesce_ms"], &node["timeout_ms"]),
+        (&10_000.into(), &serde_json::Value::Null)
+    );
+    assert_eq!(
+        (&node["ambiguous"], &node["barred"]),
+        (&3.into(), &8.into())
+    );
+    assert_eq!(
+        node["unfenced"][0],
+        serde_json::json!({"slot": 1, "generation": 2, "ambiguous": 2, "merged": 0, "quiet_in_ms": 4200})
+    );
+    assert_eq!(node["unfenced"][1]["quiet_in_ms"], serde_json::Value::Null);
 }
 
 #[test]
@@ -120,4 +169,72 @@ fn long_devices_are_cut_short() {
     let line = format!("0 30 dst 30 {extents}");
     let text = Report::of(&[device("long", "DST-long", &[&line])], vec![]).text(false);
     assert!(text.contains("... 6 more; --all shows them"), "{text}");
+}
+
+#[test]
+fn a_node_without_old_links_has_no_table_of_them() {
+    let mut node = node();
+    node.unfenced.clear();
+    let text = Report::of(&[], vec![node]).text(false);
+    assert!(
+        text.contains("POLICY") && !text.contains("UNFENCED"),
+        "{text}"
+    );
+}
+
+#[test]
+fn an_old_link_that_waits_for_the_operator_says_so() {
+    let mut node = node();
+    node.conduct.quiesce = None;
+    let text = Report::of(&[], vec![node]).text(false);
+    assert!(text.contains("4                never\n"), "{text}");
+}
+
+#[test]
+fn a_device_of_others_that_does_not_answer_is_left_out_and_named() {
+    let (release, held) = mpsc::channel::<()>();
+    let held = std::sync::Mutex::new(held);
+    let names = ["pool".to_owned(), "other".to_owned()];
+    let ask = move |name: &str| {
+        if name == "pool" {
+            let _ = held.lock().unwrap().recv();
+        }
+        name.len()
+    };
+    let limit = Duration::from_secs(5);
+    let found = answers(limit, &names, ask);
+    assert_eq!(found, BTreeMap::from([("other".to_owned(), 5)]));
+    drop(release);
+}
+
+#[test]
+fn tables_made_by_hand_are_shown_and_those_of_others_not_asked_for_by_the_daemon() {
+    let kernel = Arc::new(crate::kernel::sim::SimKernel::default());
+    for (name, uuid, line) in [
+        ("hand", "", "0 8 dst 1 alpha 0 8"),
+        ("others", "LVM-x", "0 8 linear 8:0 0"),
+        ("ours", "DST-ours", "0 8 dst 1 alpha 8 8"),
+    ] {
+        let device = name.parse().unwrap();
+        let uuid = DmUuid(uuid.to_owned());
+        kernel.create(&device, &uuid, Access::ReadWrite).unwrap();
+        let line = line.parse().unwrap();
+        kernel.load(&device, &[line], Access::ReadWrite).unwrap();
+        kernel.resume(&device).unwrap();
+    }
+    let mut devices = kernel.devices().unwrap();
+    let lines = |devices: &[ObservedDevice]| {
+        let lines = devices.iter().map(|d| (d.name.clone(), d.lines.len()));
+        lines.collect::<BTreeMap<_, _>>()
+    };
+    let of = |n: [(&str, usize); 3]| n.map(|(name, n)| (name.to_owned(), n)).into();
+    assert_eq!(
+        lines(&devices),
+        of([("hand", 0), ("others", 0), ("ours", 1)])
+    );
+    assert!(add_tables_by_hand(&kernel, &mut devices).is_empty());
+    assert_eq!(
+        lines(&devices),
+        of([("hand", 1), ("others", 0), ("ours", 1)])
+    );
 }

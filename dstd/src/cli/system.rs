@@ -19,7 +19,7 @@ pub fn connector() -> Arc<RealConnector> {
 pub fn block_on<T>(future: impl Future<Output = T>) -> Result<T, Stop> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
-        .max_blocking_threads(16)
+        .max_blocking_threads(64)
         .enable_all()
         .build()
         .map_err(|error| Stop::failed(format!("the runtime can't start: {error}")))?;

@@ -68,8 +68,8 @@ impl Dm {
         })
     }
 
-    /// Every device. Tables are read only where they are ours or hold a `dst` line, as those
-    /// of others may hold keys.
+    /// Every device, with the tables of ours. Those of others may hold keys, and asking for them can block: a thin pool
+    /// on a device of ours doesn't answer while our node is dead.
     pub fn devices(&self) -> Result<Vec<ObservedDevice>, KernelError> {
         let what = "list the devices";
         let mut devices = Vec::new();
@@ -92,7 +92,7 @@ impl Dm {
         let flags = info.flags();
         let uuid = DmUuid(info.uuid().map(ToString::to_string).unwrap_or_default());
         let (mut lines, mut inactive) = (Vec::new(), None);
-        if uuid.is_ours() || self.has_dst(id)? {
+        if uuid.is_ours() {
             lines = self.table(id, DmFlags::empty())?;
             if flags.contains(DmFlags::DM_INACTIVE_PRESENT) {
                 inactive = Some(self.table(id, DmFlags::DM_QUERY_INACTIVE_TABLE)?);
@@ -111,6 +111,17 @@ impl Dm {
             lines,
             inactive,
         })
+    }
+
+    /// The live table of any device, if it holds a `dst` line. May block for as long as a target of others does.
+    pub fn dst_table(&self, device: &str) -> Result<Vec<Line>, KernelError> {
+        let what = format!("look at the table of {device}");
+        let fail = |e: DmError| explain(&what, &e);
+        let id = DevId::Name(DmName::new(device).map_err(fail)?);
+        if !self.has_dst(&id).map_err(fail)? {
+            return Ok(Vec::new());
+        }
+        self.table(&id, DmFlags::empty()).map_err(fail)
     }
 
     /// The live or the inactive table, never with a flush of the device.

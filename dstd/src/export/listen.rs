@@ -20,7 +20,7 @@ use tokio::net::{TcpListener, TcpSocket, UnixListener};
 use super::access::Peer;
 use super::activation;
 use super::config::Listen;
-use crate::nbd::socket::set_options;
+use crate::nbd::socket::{Liveness, set_options};
 
 /// Connections that wait to be accepted.
 const BACKLOG: u32 = 1024;
@@ -185,7 +185,7 @@ impl Listener {
                 Listener::Tcp(listener) => {
                     let (stream, address) = listener.accept().await?;
                     // Without these a holder that vanished without a word would be one for ever.
-                    if set_options(&stream).is_ok() {
+                    if set_options(&stream, Liveness::SERVER).is_ok() {
                         return Ok((Arc::new(stream.into_std()?.into()), Peer::tcp(address)));
                     }
                 }

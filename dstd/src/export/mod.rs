@@ -30,6 +30,6 @@ mod handshake_tests;
 #[cfg(test)]
 mod server_tests;
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
 
 pub use link::{End, LinkGate, ReplyMode, Transmission};

@@ -2,6 +2,7 @@
 //! Implemented by `real` (dm ioctls, netlink, NBD handshakes) and by `sim` (tests); called by reconcile and cli.
 //! The traits never decide anything: each method is one effect, and each refusal says why.
 
+mod conduct;
 mod local;
 pub mod real;
 #[cfg(test)]
@@ -13,21 +14,26 @@ use std::path::Path;
 
 use tokio::sync::mpsc;
 
+pub use conduct::{Conduct, Policy, UnknownRestart, time_or_never};
 pub use local::local_device;
 pub use types::*;
 
 use crate::nbd::uri::NbdUri;
 use crate::table::Line;
-use crate::units::{DeviceName, NodeName, Session, Slot};
+use crate::units::{DeviceName, Generation, NodeName, Session, Slot};
 
 /// Device-mapper and the family `dm-dst`. Methods block, but for milliseconds only;
 /// async callers put them on a blocking thread. Nothing here waits for a node's I/O except
 /// `suspend` with `Flush::Wait` and `remove`, which dm itself makes wait.
 pub trait Kernel: Send + Sync {
-    /// Every dm device of the machine, also those that aren't ours.
+    /// Every dm device of the machine; tables only of ours, as targets of others can block who asks.
     fn devices(&self) -> Result<Vec<ObservedDevice>, KernelError>;
+    /// The live table of a device that isn't ours, if it holds a `dst` line. May block for long.
+    fn dst_table(&self, device: &str) -> Result<Vec<Line>, KernelError>;
     /// Every node that some table names. Empty when the module isn't loaded.
     fn nodes(&self) -> Result<Vec<ObservedNode>, KernelError>;
+    /// One node; `None`: no table names it.
+    fn node(&self, node: &NodeName) -> Result<Option<ObservedNode>, KernelError>;
     /// A local block device by path: number, size, read-only. The real one is `kernel::local_device`.
     fn local_device(&self, path: &Path) -> Result<LocalDevice, KernelError>;
 
@@ -48,7 +54,11 @@ pub trait Kernel: Send + Sync {
     /// Drains (or cuts, with `force`) the links in these slots; no slot means all.
     fn links_drop(&self, node: &NodeName, slots: &[Slot], force: bool) -> Result<(), KernelError>;
     /// Changes how many links the node should have.
-    fn node_set(&self, node: &NodeName, wanted: u32) -> Result<(), KernelError>;
+    fn set_wanted(&self, node: &NodeName, wanted: u32) -> Result<(), KernelError>;
+    /// Changes how the node treats a loss.
+    fn set_conduct(&self, node: &NodeName, conduct: &Conduct) -> Result<(), KernelError>;
+    /// Lets go what waits for a fence of these old links. Nothing to lift is no error.
+    fn fenced(&self, node: &NodeName, what: Fenced) -> Result<ObservedNode, KernelError>;
     /// Fails everything that is queued or in flight on the node, now.
     fn fail_pending(&self, node: &NodeName) -> Result<(), KernelError>;
 
@@ -59,11 +69,17 @@ pub trait Kernel: Send + Sync {
 
 /// The way to nodes: NBD connections and what they negotiate.
 pub trait Connector: Send + Sync + 'static {
-    /// A session that no server has seen yet, of this machine.
-    fn new_session(&self) -> Result<Session, ConnectError>;
+    /// A session that no server has seen yet, of this machine; its first link will have this generation.
+    fn new_session(&self, first: Generation) -> Result<Session, ConnectError>;
     /// What the export is; leaves no connection behind and never takes the writer role.
     fn probe(&self, uri: &NbdUri) -> impl Future<Output = Result<Probed, ConnectError>> + Send;
-    /// One connection, past the handshake, ready for the kernel: TCP_NODELAY, keepalive and user timeout set.
+    /// Returns when the server has said that nothing of these links can be applied any more.
+    fn fence(
+        &self,
+        uri: &NbdUri,
+        fence: &Fence,
+    ) -> impl Future<Output = Result<(), ConnectError>> + Send;
+    /// One connection, past the handshake, ready for the kernel: TCP_NODELAY and keepalive set.
     fn connect(
         &self,
         uri: &NbdUri,

@@ -6,11 +6,13 @@
 use std::path::Path;
 use std::time::Duration;
 
+use nix::errno::Errno;
 use tokio::sync::mpsc;
 
 use super::{
-    Access, Attach, ConnectError, Connection, Connector, DmUuid, Flush, Kernel, KernelError,
-    KernelEvent, LinksSet, LocalDevice, ObservedDevice, ObservedNode, Probed, local_device,
+    Access, Attach, Conduct, ConnectError, Connection, Connector, DmUuid, Fence, Fenced, Flush,
+    Kernel, KernelError, KernelEvent, LinksSet, LocalDevice, ObservedDevice, ObservedNode, Probed,
+    local_device,
 };
 use crate::dm::Dm;
 use crate::nbd::client::HANDSHAKE_TIMEOUT;
@@ -18,7 +20,7 @@ use crate::nbd::client_id::client_id;
 use crate::nbd::{self, NbdError, NbdUri};
 use crate::netlink::{NetlinkError, client as netlink, events};
 use crate::table::Line;
-use crate::units::{DeviceName, Id, NodeName, Session, Slot};
+use crate::units::{DeviceName, Generation, Id, NodeName, Session, Slot};
 
 #[derive(Debug)]
 pub struct RealKernel {
@@ -41,10 +43,23 @@ impl Kernel for RealKernel {
         self.dm.devices()
     }
 
+    fn dst_table(&self, device: &str) -> Result<Vec<Line>, KernelError> {
+        self.dm.dst_table(device)
+    }
+
     fn nodes(&self) -> Result<Vec<ObservedNode>, KernelError> {
         match netlink::nodes() {
             Err(NetlinkError::FamilyAbsent) => Ok(Vec::new()),
             other => other.map_err(said("list the nodes")),
+        }
+    }
+
+    fn node(&self, node: &NodeName) -> Result<Option<ObservedNode>, KernelError> {
+        match netlink::node(node) {
+            Ok(found) => Ok(Some(found)),
+            // No such node, or no module.
+            Err(error) if error.errno() == Some(Errno::ENOENT) => Ok(None),
+            Err(error) => Err(said(format!("look at node {node}"))(error)),
         }
     }
 
@@ -89,9 +104,24 @@ impl Kernel for RealKernel {
         netlink::links_drop(node, slots, force).map_err(said(format!("drop links of node {node}")))
     }
 
-    fn node_set(&self, node: &NodeName, wanted: u32) -> Result<(), KernelError> {
+    fn set_wanted(&self, node: &NodeName, wanted: u32) -> Result<(), KernelError> {
         let what = format!("set the number of links of node {node} to {wanted}");
-        netlink::node_set(node, wanted).map_err(said(what))
+        netlink::set_wanted(node, wanted).map_err(said(what))
+    }
+
+    fn set_conduct(&self, node: &NodeName, conduct: &Conduct) -> Result<(), KernelError> {
+        let what = format!("change the settings of node {node}");
+        netlink::set_conduct(node, conduct).map_err(said(what))
+    }
+
+    fn fenced(&self, node: &NodeName, fenced: Fenced) -> Result<ObservedNode, KernelError> {
+        let what = match fenced {
+            Fenced::Link { slot, .. } => {
+                format!("lift the guards of an old link in slot {slot} of node {node}")
+            }
+            Fenced::All => format!("lift all guards of node {node}"),
+        };
+        netlink::fenced(node, fenced).map_err(said(what))
     }
 
     fn fail_pending(&self, node: &NodeName) -> Result<(), KernelError> {
@@ -131,16 +161,18 @@ fn this_client() -> Result<Id, ConnectError> {
 }
 
 impl Connector for RealConnector {
-    fn new_session(&self) -> Result<Session, ConnectError> {
-        Ok(Session {
-            client: this_client()?,
-            nonce: Id(rand::random()),
-        })
+    fn new_session(&self, first: Generation) -> Result<Session, ConnectError> {
+        Ok(Session::begin(this_client()?, first))
     }
 
     async fn probe(&self, uri: &NbdUri) -> Result<Probed, ConnectError> {
         let probed = nbd::probe(uri, this_client()?, self.limit).await;
         probed.map_err(|e| unreachable(uri, &e))
+    }
+
+    async fn fence(&self, uri: &NbdUri, fence: &Fence) -> Result<(), ConnectError> {
+        let fenced = nbd::fence(uri, fence, self.limit).await;
+        fenced.map_err(|e| unreachable(uri, &e))
     }
 
     async fn connect(&self, uri: &NbdUri, attach: &Attach) -> Result<Connection, ConnectError> {
@@ -152,7 +184,6 @@ impl Connector for RealConnector {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::units::Generation;
 
     #[tokio::test]
     async fn an_unreachable_node_is_named_with_its_address() {
@@ -162,8 +193,8 @@ mod tests {
             session: Session::default(),
             slot: Slot(0),
             generation: Generation(1),
-            fence: None,
             steal: false,
+            timeout: None,
         };
         let text = connector
             .connect(&uri, &attach)
@@ -182,6 +213,6 @@ mod tests {
         let error = said("do it")(NetlinkError::FamilyAbsent);
         let expected = "do it: dm-dst module isn't loaded: modprobe dm-dst";
         assert_eq!(error.to_string(), expected);
-        assert!(error.is(nix::errno::Errno::ENOENT));
+        assert!(error.is(Errno::ENOENT));
     }
 }

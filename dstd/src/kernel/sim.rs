@@ -1,18 +1,23 @@
 //! A simulated kernel and simulated nodes, for tests of everything above the traits.
 //! Models what the real ones promise: nodes exist while a table names them, an open device can't be removed, tables
-//! and links that don't fit are refused. It can die before or after any call, as a daemon does.
+//! and links that don't fit are refused. Old links stay unfenced, also when their node goes and comes back, until
+//! someone fences them: there is no quiesce here. It can die before or after any call, as a daemon does.
+
+mod nodes;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use nix::errno::Errno;
 use tokio::sync::mpsc;
 
+pub use nodes::{HANDSHAKE, SimNodes, export};
+
 use super::*;
 use crate::plan::{Difference, compare};
 use crate::table::{DstArgs, Extent};
-use crate::units::{Bytes, DeviceNumber, Generation, Id, Sectors};
+use crate::units::{Bytes, DeviceNumber, Generation, Sectors};
 
 #[derive(Clone, Debug)]
 struct Table {
@@ -53,6 +58,12 @@ pub struct State {
     pub calls: Vec<String>,
     /// Live tables that were replaced by others that show less or other data.
     pub data_changes: Vec<String>,
+    /// What is kept of nodes that no table names: the last generation and the old links.
+    graves: BTreeMap<NodeName, (Generation, Vec<OldLink>)>,
+    /// The next suspend hangs until the other end sends or goes.
+    pub hold: Option<std::sync::mpsc::Receiver<()>>,
+    /// Events get lost, and nobody is told so.
+    pub mute: bool,
     next_minor: u32,
     events: Vec<mpsc::Sender<KernelEvent>>,
 }
@@ -84,6 +95,37 @@ impl SimKernel {
             settle(node);
         }
         state.tell(KernelEvent::Overflow);
+    }
+
+    /// The same while each link carries writes, whose ranges are ambiguous then.
+    pub fn lose_writes(&self, name: &NodeName, slots: &[u32], ambiguous: u32) {
+        let mut state = self.state();
+        let Some(node) = state.nodes.get_mut(name) else {
+            return;
+        };
+        let (lost, kept) = std::mem::take(&mut node.links)
+            .into_iter()
+            .partition::<Vec<_>, _>(|link| slots.contains(&link.slot.0));
+        node.links = kept;
+        for link in &lost {
+            node.unfenced.push(OldLink {
+                slot: link.slot,
+                generation: link.generation,
+                ambiguous,
+                merged: 0,
+                quiet_in: None,
+            });
+        }
+        settle(node);
+        for link in lost {
+            state.tell(KernelEvent::Fence {
+                node: name.clone(),
+                slot: link.slot,
+                generation: link.generation,
+                ambiguous,
+                reason: Some("the network".to_owned()),
+            });
+        }
     }
 
     /// One call that changes something: refuses when dead, dies when it is time.
@@ -119,6 +161,19 @@ impl SimKernel {
         result
     }
 
+    fn on_node<T>(
+        &self,
+        verb: &str,
+        node: &NodeName,
+        effect: impl FnOnce(&mut ObservedNode) -> Result<T, KernelError>,
+    ) -> Result<T, KernelError> {
+        let name = format!("{verb} {node}");
+        self.call(name.clone(), |state| match state.nodes.get_mut(node) {
+            Some(node) => effect(node),
+            None => refuse(&name, Errno::ENOENT, "no table names this node"),
+        })
+    }
+
     fn on_device(
         &self,
         verb: &str,
@@ -149,6 +204,7 @@ fn extents(tables: &[&Table]) -> Vec<(Extent, bool, u32)> {
 
 /// State and count, from links.
 fn settle(node: &mut ObservedNode) {
+    node.ambiguous = node.unfenced.iter().map(|old| old.ambiguous).sum();
     node.live = u32::try_from(node.links.len()).unwrap_or(u32::MAX);
     node.state = match node.live {
         0 if node.negotiated.is_none() => NodeState::Waiting,
@@ -170,6 +226,9 @@ fn misfit(export: &Negotiated, size: Bytes, block: u32, write: bool) -> Option<&
 
 impl State {
     fn tell(&mut self, event: KernelEvent) {
+        if self.mute {
+            return;
+        }
         self.events
             .retain(|sender| sender.try_send(event.clone()).is_ok());
     }
@@ -185,12 +244,21 @@ impl State {
     fn follow_tables(&mut self) {
         let extents = extents(&self.tables());
         let named: BTreeSet<_> = extents.iter().map(|(e, ..)| e.node.clone()).collect();
-        self.nodes.retain(|name, _| named.contains(name));
+        let (kept, gone) = std::mem::take(&mut self.nodes)
+            .into_iter()
+            .partition::<BTreeMap<_, _>, _>(|(name, _)| named.contains(name));
+        self.nodes = kept;
+        for (name, node) in gone {
+            if !node.unfenced.is_empty() {
+                self.graves.insert(name, (node.generation, node.unfenced));
+            }
+        }
         for name in named {
+            let graves = &mut self.graves;
             let node = self
                 .nodes
                 .entry(name.clone())
-                .or_insert_with(|| new_node(&name));
+                .or_insert_with(|| new_node(&name, graves.remove(&name)));
             let mine = || extents.iter().filter(|(e, ..)| e.node == name);
             let ends = mine().filter_map(|(e, ..)| e.end()?.bytes());
             node.need_size = ends.max().unwrap_or_default();
@@ -279,6 +347,11 @@ impl State {
         }
         node.generation = newest;
         node.session = Some(set.session);
+        let was = node.negotiated.as_ref().and_then(|n| n.incarnation);
+        if was.is_some() && was != set.negotiated.incarnation {
+            // Cut: nothing that the old incarnation says is believed.
+            node.links.clear();
+        }
         node.negotiated = Some(set.negotiated);
         node.zero_copy = Some(set.zero_copy);
         node.wanted = set.wanted;
@@ -300,7 +373,8 @@ impl State {
     }
 }
 
-fn new_node(name: &NodeName) -> ObservedNode {
+fn new_node(name: &NodeName, grave: Option<(Generation, Vec<OldLink>)>) -> ObservedNode {
+    let (generation, unfenced) = grave.unwrap_or_default();
     ObservedNode {
         name: name.clone(),
         state: NodeState::Waiting,
@@ -314,13 +388,41 @@ fn new_node(name: &NodeName) -> ObservedNode {
         queued: 0,
         errors: 0,
         reconnects: 0,
-        generation: Generation(0),
+        generation,
         need_size: Bytes(0),
         need_block: 0,
         need_write: false,
         writes: 0,
         links: Vec::new(),
+        conduct: Conduct::default(),
+        ambiguous: unfenced.iter().map(|old| old.ambiguous).sum(),
+        barred: 0,
+        unfenced,
     }
+}
+
+fn fence(node: &mut ObservedNode, what: Fenced) -> Result<ObservedNode, KernelError> {
+    let verb = "lift guards";
+    match what {
+        Fenced::All => node.unfenced.clear(),
+        Fenced::Link { session, .. } if node.session != Some(session) => {
+            return refuse(verb, Errno::ESTALE, "the links are of another session");
+        }
+        Fenced::Link { generation, .. } if generation > node.generation => {
+            return refuse(verb, Errno::ENOENT, "the node never had this link");
+        }
+        Fenced::Link {
+            slot, generation, ..
+        } => {
+            let is_it = |s: Slot, g: Generation| (s, g) == (slot, generation);
+            node.links.retain(|l| !is_it(l.slot, l.generation));
+            // A merged entry stands for others, too.
+            node.unfenced
+                .retain(|old| old.merged > 0 || !is_it(old.slot, old.generation));
+        }
+    }
+    settle(node);
+    Ok(node.clone())
 }
 
 impl Kernel for SimKernel {
@@ -336,14 +438,32 @@ impl Kernel for SimKernel {
             suspended: d.suspended,
             access: d.access,
             open_count: d.open_count,
-            lines: d.live.as_ref().map_or_else(Vec::new, |t| t.lines.clone()),
-            inactive: d.inactive.as_ref().map(|t| t.lines.clone()),
+            lines: match &d.live {
+                Some(table) if d.uuid.is_ours() => table.lines.clone(),
+                _ => Vec::new(),
+            },
+            inactive: match &d.inactive {
+                Some(table) if d.uuid.is_ours() => Some(table.lines.clone()),
+                _ => None,
+            },
         });
         Ok(devices.collect())
     }
 
+    fn dst_table(&self, device: &str) -> Result<Vec<Line>, KernelError> {
+        let state = self.state();
+        let table = state.devices.get(device).and_then(|d| d.live.as_ref());
+        let lines = table.map_or_else(Vec::new, |t| t.lines.clone());
+        let ours = lines.iter().any(|line| line.target == "dst");
+        Ok(if ours { lines } else { Vec::new() })
+    }
+
     fn nodes(&self) -> Result<Vec<ObservedNode>, KernelError> {
         Ok(self.state().nodes.values().cloned().collect())
+    }
+
+    fn node(&self, node: &NodeName) -> Result<Option<ObservedNode>, KernelError> {
+        Ok(self.state().nodes.get(node).cloned())
     }
 
     fn local_device(&self, path: &Path) -> Result<LocalDevice, KernelError> {
@@ -408,6 +528,10 @@ impl Kernel for SimKernel {
     }
 
     fn suspend(&self, device: &DeviceName, _: Flush) -> Result<(), KernelError> {
+        let hold = self.state().hold.take();
+        if let Some(hold) = hold {
+            let _ = hold.recv();
+        }
         self.on_device("suspend", device, |d| {
             d.suspended = true;
             Ok(())
@@ -463,18 +587,24 @@ impl Kernel for SimKernel {
         })
     }
 
-    fn node_set(&self, node: &NodeName, wanted: u32) -> Result<(), KernelError> {
-        self.call(format!("node_set {node}"), |state| {
-            match state.nodes.get_mut(node) {
-                None => refuse("set node", Errno::ENOENT, "no table names this node"),
-                Some(node) => {
-                    node.wanted = wanted;
-                    node.links.retain(|link| link.slot.0 < wanted);
-                    settle(node);
-                    Ok(())
-                }
-            }
+    fn set_wanted(&self, node: &NodeName, wanted: u32) -> Result<(), KernelError> {
+        self.on_node("set_wanted", node, |node| {
+            node.wanted = wanted;
+            node.links.retain(|link| link.slot.0 < wanted);
+            settle(node);
+            Ok(())
         })
+    }
+
+    fn set_conduct(&self, node: &NodeName, conduct: &Conduct) -> Result<(), KernelError> {
+        self.on_node("set_conduct", node, |node| {
+            node.conduct = *conduct;
+            Ok(())
+        })
+    }
+
+    fn fenced(&self, node: &NodeName, what: Fenced) -> Result<ObservedNode, KernelError> {
+        self.on_node("fenced", node, |node| fence(node, what))
     }
 
     fn fail_pending(&self, node: &NodeName) -> Result<(), KernelError> {
@@ -485,76 +615,5 @@ impl Kernel for SimKernel {
         let (sender, receiver) = mpsc::channel(64);
         self.state().events.push(sender);
         Ok(receiver)
-    }
-}
-
-/// Nodes by their URI; one that isn't there can't be reached.
-#[derive(Clone, Debug, Default)]
-pub struct SimNodes {
-    exports: Arc<Mutex<BTreeMap<String, Negotiated>>>,
-    /// What connections were asked to become.
-    attached: Arc<Mutex<Vec<Attach>>>,
-}
-
-impl SimNodes {
-    pub fn exports(&self) -> MutexGuard<'_, BTreeMap<String, Negotiated>> {
-        self.exports.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    pub fn attached(&self) -> MutexGuard<'_, Vec<Attach>> {
-        self.attached.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn export(&self, uri: &NbdUri) -> Result<Negotiated, ConnectError> {
-        let found = self.exports().get(&uri.to_string()).cloned();
-        found.ok_or_else(|| ConnectError {
-            message: format!("{uri}: connection refused"),
-        })
-    }
-}
-
-impl Connector for SimNodes {
-    fn new_session(&self) -> Result<Session, ConnectError> {
-        Ok(Session {
-            client: Id([1; 16]),
-            nonce: Id(rand::random()),
-        })
-    }
-
-    async fn probe(&self, uri: &NbdUri) -> Result<Probed, ConnectError> {
-        Ok(Probed {
-            negotiated: self.export(uri)?,
-            writer: None,
-        })
-    }
-
-    async fn connect(&self, uri: &NbdUri, attach: &Attach) -> Result<Connection, ConnectError> {
-        let negotiated = self.export(uri)?;
-        self.attached().push(*attach);
-        let file = std::fs::File::open("/dev/null").map_err(|error| ConnectError {
-            message: error.to_string(),
-        })?;
-        Ok(Connection {
-            negotiated,
-            fenced: attach
-                .fence
-                .map_or(FenceAnswer::NotAsked, FenceAnswer::Fenced),
-            socket: file.into(),
-            same_host: false,
-        })
-    }
-}
-
-/// An export for tests.
-pub fn export(sectors: u64, flags: u16) -> Negotiated {
-    Negotiated {
-        size: Bytes(sectors * 512),
-        flags: NbdFlags(NbdFlags::HAS_FLAGS | flags),
-        min_block: 1,
-        pref_block: 4096,
-        max_payload: 32 << 20,
-        description: None,
-        identity: None,
-        incarnation: None,
     }
 }

@@ -7,9 +7,10 @@ use nix::errno::Errno;
 use serde::Serialize;
 use thiserror::Error;
 
+use super::Conduct;
 use crate::table::Line;
 use crate::units::{
-    Bytes, DeviceName, DeviceNumber, Generation, Id, NodeName, Sectors, Session, Slot,
+    Bytes, DeviceName, DeviceNumber, Generation, Id, Millis, NodeName, Sectors, Session, Slot,
 };
 
 /// NBD transmission flags, as the server sent them.
@@ -87,29 +88,26 @@ pub struct Attach {
     pub session: Session,
     pub slot: Slot,
     pub generation: Generation,
-    /// Links that this slot had up to this generation are lost: have the server end them for good first.
-    pub fence: Option<Generation>,
     /// Take the writer role from whoever has it.
     pub steal: bool,
+    /// The node's `timeout`, for the socket's own; `None`: never.
+    pub timeout: Option<Millis>,
 }
 
-/// What became of the fence that [`Attach`] asked for.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum FenceAnswer {
-    NotAsked,
-    /// The server's word: no request of the slot's links up to this generation can be applied any more.
-    Fenced(Generation),
-    /// A stock server.
-    Unsupported,
-    /// Our own, with its reason.
-    Refused(String),
+/// A session's links in a slot, up to a generation, that the server is to end for good.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Fence {
+    pub session: Session,
+    /// What export the links led to; another one can't tell anything of them.
+    pub identity: Id,
+    pub slot: Slot,
+    pub generation: Generation,
 }
 
 /// One connection after the handshake.
 #[derive(Debug)]
 pub struct Connection {
     pub negotiated: Negotiated,
-    pub fenced: FenceAnswer,
     pub socket: OwnedFd,
     /// A Unix socket or an address of this host: `zero_copy: auto` is off there.
     pub same_host: bool,
@@ -187,7 +185,7 @@ pub struct ObservedDevice {
     pub suspended: bool,
     pub access: Access,
     pub open_count: u32,
-    /// The live table (STATUSTYPE_TABLE); empty where there is none.
+    /// The live table (STATUSTYPE_TABLE) of a device of ours; empty where there is none.
     pub lines: Vec<Line>,
     /// The inactive table's lines, where one is loaded.
     pub inactive: Option<Vec<Line>>,
@@ -231,6 +229,20 @@ pub struct ObservedLink {
     pub received: Bytes,
 }
 
+/// A lost link whose server may still apply what it carried.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct OldLink {
+    pub slot: Slot,
+    pub generation: Generation,
+    /// Ranges that it may still write.
+    pub ambiguous: u32,
+    /// Older links that this one stands for, too; then only time or the operator fences it.
+    pub merged: u32,
+    /// Until `quiesce` takes it as fenced; `None`: it isn't counted yet, or never is.
+    #[serde(rename = "quiet_in_ms")]
+    pub quiet_in: Option<Millis>,
+}
+
 /// Everything NODE_GET tells. `negotiated` is there after the first LINKS_SET.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct ObservedNode {
@@ -255,6 +267,26 @@ pub struct ObservedNode {
     /// Acknowledged and not yet known durable; 0: clean.
     pub writes: u64,
     pub links: Vec<ObservedLink>,
+    #[serde(flatten)]
+    pub conduct: Conduct,
+    /// Ranges that old links may still write.
+    pub ambiguous: u32,
+    /// Requests that wait for a fence.
+    pub barred: u32,
+    pub unfenced: Vec<OldLink>,
+}
+
+/// The request FENCED: what can't be applied any more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fenced {
+    /// The server's word, about one link of this session.
+    Link {
+        session: Session,
+        slot: Slot,
+        generation: Generation,
+    },
+    /// The operator's word, about all old links.
+    All,
 }
 
 /// A socket for a slot.
@@ -292,6 +324,16 @@ pub enum KernelEvent {
         errno: Option<Errno>,
         reason: Option<String>,
     },
+    /// A lost link has left ambiguous ranges, or (0) is fenced.
+    Fence {
+        node: NodeName,
+        slot: Slot,
+        generation: Generation,
+        ambiguous: u32,
+        reason: Option<String>,
+    },
+    /// Acknowledged writes are lost: the server is another incarnation.
+    DataLost { node: NodeName, writes: u64 },
     /// Events were lost.
     Overflow,
 }

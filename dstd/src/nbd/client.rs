@@ -12,11 +12,11 @@ use tokio::time::{Instant, timeout_at};
 use super::error::NbdError;
 use super::limits::{BlockLimits, check_export};
 use super::proto::{self, Info, ReplyHeader};
-use super::socket::Stream;
+use super::socket::{Liveness, Stream};
 use super::uri::NbdUri;
 use crate::export::wire::{self, FenceRequest, SessionReply, SessionRequest};
-use crate::kernel::{Attach, Connection, FenceAnswer, NbdFlags, Negotiated, Probed, Writer};
-use crate::units::{Bytes, Generation, Id, Session};
+use crate::kernel::{Attach, Connection, Fence, NbdFlags, Negotiated, Probed, Writer};
+use crate::units::{Bytes, Id, Session};
 
 /// From resolving the name to the end of the handshake.
 pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -36,8 +36,9 @@ pub async fn connect(
 ) -> Result<Connection, NbdError> {
     let deadline = Deadline::new(limit);
     let mut stream = open(uri, deadline).await?;
+    stream.set_liveness(Liveness::of(attach.timeout))?;
     let export = &uri.export;
-    let (negotiated, fenced) = match &mut stream {
+    let negotiated = match &mut stream {
         Stream::Tcp(tcp) => Handshake::new(tcp, deadline).attach(export, attach).await?,
         Stream::Unix(unix) => {
             let handshake = Handshake::new(unix, deadline);
@@ -51,10 +52,19 @@ pub async fn connect(
     })?;
     Ok(Connection {
         negotiated,
-        fenced,
         socket,
         same_host,
     })
+}
+
+/// Has the server end old links for good; returns when it has said so.
+pub async fn fence(uri: &NbdUri, fence: &Fence, limit: Duration) -> Result<(), NbdError> {
+    let deadline = Deadline::new(limit);
+    let export = &uri.export;
+    match &mut open(uri, deadline).await? {
+        Stream::Tcp(tcp) => Handshake::new(tcp, deadline).fence(export, fence).await,
+        Stream::Unix(unix) => Handshake::new(unix, deadline).fence(export, fence).await,
+    }
 }
 
 /// What the export is, and who may write to it; never enters the transmission phase where the server can tell without.
@@ -167,7 +177,7 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin> Handshake<'a, S> {
         mut self,
         export: &str,
         attach: &Attach,
-    ) -> Result<(Negotiated, FenceAnswer), NbdError> {
+    ) -> Result<Negotiated, NbdError> {
         let flags = self.greet().await?;
         let mut answer = None;
         if flags & proto::FLAG_FIXED_NEWSTYLE != 0 {
@@ -181,11 +191,6 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin> Handshake<'a, S> {
             };
             answer = self.introduce(&request).await?;
         }
-        let fenced = match attach.fence {
-            None => FenceAnswer::NotAsked,
-            Some(_) if answer.is_none() => FenceAnswer::Unsupported,
-            Some(generation) => self.fence(export, attach, generation).await?,
-        };
         let negotiated = match (self.enter(export, flags).await, &answer) {
             // Whether it is the writer role that stands in the way, or an allow list.
             (Err(NbdError::Policy { export, text }), Some(told)) if told.held_by_other => {
@@ -193,25 +198,15 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin> Handshake<'a, S> {
             }
             (entered, _) => entered?,
         };
-        Ok((identified(negotiated, answer.as_ref()), fenced))
+        Ok(identified(negotiated, answer.as_ref()))
     }
 
     pub(super) async fn probe(mut self, export: &str, client: Id) -> Result<Probed, NbdError> {
         let flags = self.greet().await?;
         let mut answer = None;
         if flags & proto::FLAG_FIXED_NEWSTYLE != 0 {
-            let request = SessionRequest {
-                steal: false,
-                identify_only: true,
-                slot: 0,
-                generation: 0,
-                session: Session {
-                    client,
-                    nonce: Id::default(),
-                },
-                export: export.to_owned(),
-            };
-            answer = self.introduce(&request).await?;
+            let nonce = Id::default();
+            answer = self.identify(export, Session { client, nonce }).await?;
             // A server that knows sessions opens its exports before it listens: it knows their size.
             if let Answer::Told(told) = self.ask(proto::OPT_INFO, export).await?
                 && (answer.is_some() || told.is_trustworthy())
@@ -262,37 +257,67 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin> Handshake<'a, S> {
         )))
     }
 
-    /// FENCE. A refusal is told and no obstacle: the kernel has other fences.
-    async fn fence(
+    /// Asks who the export is, and takes nothing.
+    async fn identify(
         &mut self,
         export: &str,
-        attach: &Attach,
-        generation: Generation,
-    ) -> Result<FenceAnswer, NbdError> {
+        session: Session,
+    ) -> Result<Option<SessionReply>, NbdError> {
+        let request = SessionRequest {
+            steal: false,
+            identify_only: true,
+            slot: 0,
+            generation: 0,
+            session,
+            export: export.to_owned(),
+        };
+        self.introduce(&request).await
+    }
+
+    /// Only the export that the links led to can tell that they are ended: another one would say so of links that it
+    /// never had.
+    pub(super) async fn fence(mut self, export: &str, fence: &Fence) -> Result<(), NbdError> {
+        if self.greet().await? & proto::FLAG_FIXED_NEWSTYLE == 0 {
+            return Err(NbdError::NoFences);
+        }
+        let told = self.identify(export, fence.session).await?;
+        let identity = told.ok_or(NbdError::NoFences)?.identity;
+        if identity != fence.identity {
+            return Err(NbdError::OtherExport {
+                expected: fence.identity,
+                found: identity,
+            });
+        }
+        self.ask_fence(export, fence).await?;
+        let abort = proto::encode_option(proto::OPT_ABORT, b"");
+        let _ = self.send(&abort, "leaving").await;
+        Ok(())
+    }
+
+    async fn ask_fence(&mut self, export: &str, fence: &Fence) -> Result<(), NbdError> {
         let option = wire::OPT_FENCE;
         let request = FenceRequest {
-            slot: attach.slot.0,
-            generation: generation.0.into(),
-            session: attach.session,
+            slot: fence.slot.0,
+            generation: fence.generation.0.into(),
+            session: fence.session,
             export: export.to_owned(),
         };
         let bytes = proto::encode_option(option, &request.encode());
         let name = proto::option_name(option);
         self.send(&bytes, &format!("sending {name}")).await?;
         match self.reply(option).await {
-            Ok((proto::REP_ACK, _)) => Ok(FenceAnswer::Fenced(generation)),
-            Ok((proto::REP_ERR_UNSUP, _)) => Ok(FenceAnswer::Unsupported),
+            Ok((proto::REP_ACK, _)) => Ok(()),
+            Ok((proto::REP_ERR_UNSUP, _)) => Err(NbdError::NoFences),
             Ok((kind, data)) if kind & proto::REP_ERROR_BIT != 0 => {
                 let text = proto::printable(&data);
-                let refusal = NbdError::from_reply(option, kind, text, export);
-                Ok(FenceAnswer::Refused(refusal.to_string()))
+                Err(NbdError::from_reply(option, kind, text, export))
             }
             Ok((kind, _)) => Err(NbdError::BadReply {
                 option: name,
                 why: format!("reply type {kind} doesn't belong to it"),
             }),
             Err(NbdError::Timeout { after, .. }) => Err(NbdError::FenceUnanswered {
-                slot: attach.slot,
+                slot: fence.slot,
                 after,
             }),
             Err(error) => Err(error),

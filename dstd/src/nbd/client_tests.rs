@@ -144,7 +144,7 @@ pub fn soon() -> Deadline {
     Deadline::new(Duration::from_secs(10))
 }
 
-/// The third link of a session, whose slot lost one.
+/// A link of a session.
 pub const ATTACH: Attach = Attach {
     session: Session {
         client: Id([0xaa; 16]),
@@ -152,8 +152,8 @@ pub const ATTACH: Attach = Attach {
     },
     slot: Slot(2),
     generation: Generation(9),
-    fence: Some(Generation(8)),
     steal: false,
+    timeout: None,
 };
 
 async fn attach_to(
@@ -162,8 +162,7 @@ async fn attach_to(
     export: &str,
 ) -> Result<Negotiated, NbdError> {
     let handshake = Handshake::new(stream, deadline);
-    let (negotiated, _) = handshake.attach(export, &ATTACH).await?;
-    Ok(negotiated)
+    handshake.attach(export, &ATTACH).await
 }
 
 async fn attach(script: Script) -> (Result<Negotiated, NbdError>, Heard) {

@@ -9,7 +9,7 @@ use std::time::Duration;
 use thiserror::Error;
 
 use super::proto;
-use crate::units::Slot;
+use crate::units::{Id, Slot};
 
 #[derive(Debug, Error)]
 pub enum NbdError {
@@ -60,10 +60,14 @@ pub enum NbdError {
     )]
     Held { export: String, text: String },
     #[error(
-        "no answer within {}: the server still works on requests of the lost link in slot {slot}, which must be \
-         finished before a new link may take its place", humane(*.after)
+        "no answer within {}: the server still works on requests of the lost link in slot {slot}; what \
+         overlaps them waits until it has finished", humane(*.after)
     )]
     FenceUnanswered { slot: Slot, after: Duration },
+    #[error("the server knows no fences: it isn't a `dstd export`")]
+    NoFences,
+    #[error("the address leads to another export (identity {found}) than before ({expected})")]
+    OtherExport { expected: Id, found: Id },
     #[error("the server is shutting down{}", quoted(.0))]
     ShuttingDown(String),
     #[error("the server refused {option}: {kind}{}", quoted(.text))]

@@ -12,7 +12,7 @@ pub mod proto;
 pub mod socket;
 pub mod uri;
 
-pub use client::{connect, probe};
+pub use client::{connect, fence, probe};
 pub use error::NbdError;
 pub use uri::{Address, Host, NbdUri, UriError};
 

@@ -8,12 +8,12 @@ use super::client_tests::{
 use super::error::NbdError;
 use super::proto::{self, Info};
 use crate::export::wire::{self, FenceRequest, SessionReply, SessionRequest};
-use crate::kernel::{Attach, FenceAnswer, Negotiated, Probed, Writer};
-use crate::units::{Generation, Id, Session};
+use crate::kernel::{Attach, Fence, Negotiated, Probed, Writer};
+use crate::units::{Generation, Id, Session, Slot};
 
 const GREETING: usize = 18;
 
-type Attached = Result<(Negotiated, FenceAnswer), NbdError>;
+type Attached = Result<Negotiated, NbdError>;
 
 fn told(holder: Option<&str>) -> SessionReply {
     SessionReply {
@@ -81,17 +81,13 @@ fn options(heard: &Heard) -> Vec<u32> {
 }
 
 #[tokio::test]
-async fn the_session_is_told_then_the_lost_link_is_fenced_then_the_export_asked_for() {
+async fn the_session_is_told_then_the_export_asked_for() {
     let (result, heard) = attach_with(ATTACH, ours).await;
-    let (negotiated, fenced) = result.unwrap();
-    assert_eq!(fenced, FenceAnswer::Fenced(Generation(8)));
+    let negotiated = result.unwrap();
     assert_eq!(negotiated.identity, Some(Id([1; 16])));
     assert_eq!(negotiated.incarnation, Some(Id([2; 16])));
     assert_good(&negotiated);
-    assert_eq!(
-        options(&heard),
-        [wire::OPT_SESSION, wire::OPT_FENCE, proto::OPT_GO]
-    );
+    assert_eq!(options(&heard), [wire::OPT_SESSION, proto::OPT_GO]);
     let session = SessionRequest {
         steal: false,
         identify_only: false,
@@ -101,34 +97,24 @@ async fn the_session_is_told_then_the_lost_link_is_fenced_then_the_export_asked_
         export: "disk".to_owned(),
     };
     assert_eq!(SessionRequest::decode(&heard.1[0].1), Ok(session));
-    let fence = FenceRequest {
-        slot: 2,
-        generation: 8,
-        session: ATTACH.session,
-        export: "disk".to_owned(),
-    };
-    assert_eq!(FenceRequest::decode(&heard.1[1].1), Ok(fence));
 }
 
 #[tokio::test]
-async fn a_slot_that_lost_no_link_is_not_fenced_and_steal_is_said_when_told() {
+async fn steal_is_said_when_told() {
     let attach = Attach {
-        fence: None,
         steal: true,
         ..ATTACH
     };
     let (result, heard) = attach_with(attach, ours).await;
-    assert_eq!(result.unwrap().1, FenceAnswer::NotAsked);
-    assert_eq!(options(&heard), [wire::OPT_SESSION, proto::OPT_GO]);
+    result.unwrap();
     assert!(SessionRequest::decode(&heard.1[0].1).unwrap().steal);
 }
 
 #[tokio::test]
 async fn to_a_stock_server_nothing_else_changes() {
     let (result, heard) = attach_with(ATTACH, good).await;
-    let (negotiated, fenced) = result.unwrap();
+    let negotiated = result.unwrap();
     assert_good(&negotiated);
-    assert_eq!(fenced, FenceAnswer::Unsupported);
     assert_eq!((negotiated.identity, negotiated.incarnation), (None, None));
     let request = proto::encode_info_request("disk", &[2, 3]);
     assert_eq!(options(&heard), [wire::OPT_SESSION, proto::OPT_GO]);
@@ -236,41 +222,94 @@ async fn lies_in_the_answer_to_session_are_named() {
     }
 }
 
+const FENCE: Fence = Fence {
+    session: ATTACH.session,
+    identity: Id([1; 16]),
+    slot: Slot(2),
+    generation: Generation(8),
+};
+
+async fn fence_with(
+    answers: impl FnMut(u32, &[u8]) -> Vec<u8> + Send + 'static,
+) -> (Result<(), NbdError>, Heard) {
+    let mut script = script(answers);
+    script.sessions = true;
+    let (mut stream, server) = start(script, 4096);
+    let handshake = Handshake::new(&mut stream, soon());
+    let result = handshake.fence("disk", &FENCE).await;
+    drop(stream);
+    (result, server.await.unwrap())
+}
+
 #[tokio::test]
-async fn a_fence_that_is_refused_is_told_and_no_obstacle() {
+async fn a_fence_is_asked_of_the_export_that_had_the_link() {
+    let (result, heard) = fence_with(ours).await;
+    result.unwrap();
+    assert_eq!(
+        options(&heard),
+        [wire::OPT_SESSION, wire::OPT_FENCE, proto::OPT_ABORT]
+    );
+    assert!(SessionRequest::decode(&heard.1[0].1).unwrap().identify_only);
+    let asked = FenceRequest {
+        slot: 2,
+        generation: 8,
+        session: ATTACH.session,
+        export: "disk".to_owned(),
+    };
+    assert_eq!(FenceRequest::decode(&heard.1[1].1), Ok(asked));
+}
+
+#[tokio::test]
+async fn another_export_is_not_believed() {
+    let other = SessionReply {
+        identity: Id([9; 16]),
+        ..told(None)
+    };
+    let (result, heard) = fence_with(but(wire::OPT_SESSION, session_reply(&other))).await;
+    let text = result.unwrap_err().to_string();
+    assert!(
+        text.contains(&"09".repeat(16)) && text.contains(&"01".repeat(16)),
+        "{text}"
+    );
+    assert_eq!(options(&heard), [wire::OPT_SESSION], "it isn't even asked");
+}
+
+#[tokio::test]
+async fn nothing_but_an_ack_is_a_fence() {
+    let invalid = reply(wire::OPT_FENCE, proto::REP_ERR_INVALID, b"why");
     let cases = [
-        (reply(wire::OPT_FENCE, proto::REP_ERR_UNSUP, b""), FenceAnswer::Unsupported),
         (
-            reply(wire::OPT_FENCE, proto::REP_ERR_INVALID, b"why"),
-            FenceAnswer::Refused(
-                "the server refused the FENCE option: it says the request is malformed; the server says: why".to_owned(),
-            ),
+            reply(wire::OPT_FENCE, proto::REP_ERR_UNSUP, b""),
+            "knows no fences",
+        ),
+        (
+            invalid,
+            "refused the FENCE option: it says the request is malformed; the server says: why",
+        ),
+        (
+            reply(wire::OPT_FENCE, proto::REP_SERVER, b""),
+            "reply type 2 doesn't belong",
         ),
     ];
     for (answer, expected) in cases {
-        let (result, heard) = attach_with(ATTACH, but(wire::OPT_FENCE, answer)).await;
-        assert_eq!(result.unwrap().1, expected);
-        assert_eq!(options(&heard).last(), Some(&proto::OPT_GO));
+        let text = fence_with(but(wire::OPT_FENCE, answer))
+            .await
+            .0
+            .unwrap_err()
+            .to_string();
+        assert!(text.contains(expected), "{text}");
     }
-    let odd = reply(wire::OPT_FENCE, proto::REP_SERVER, b"");
-    let error = attach_with(ATTACH, but(wire::OPT_FENCE, odd))
-        .await
-        .0
-        .unwrap_err();
-    assert!(
-        error.to_string().contains("reply type 2 doesn't belong"),
-        "{error}"
-    );
+    let text = fence_with(good).await.0.unwrap_err().to_string();
+    assert!(text.contains("knows no fences"), "{text}");
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_fence_that_is_not_answered_ends_the_attempt_before_the_export_is_asked_for() {
-    let (result, heard) = attach_with(ATTACH, but(wire::OPT_FENCE, Vec::new())).await;
+async fn a_fence_that_is_not_answered_is_none() {
+    let (result, _) = fence_with(but(wire::OPT_FENCE, Vec::new())).await;
     let text = result.unwrap_err().to_string();
     let expected =
         "no answer within 10 s: the server still works on requests of the lost link in slot 2";
     assert!(text.starts_with(expected), "{text}");
-    assert_eq!(options(&heard), [wire::OPT_SESSION, wire::OPT_FENCE]);
 }
 
 #[tokio::test]

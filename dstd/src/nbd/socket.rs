@@ -4,30 +4,61 @@
 //! Called by the client; the node server gives its links the same options. Never speaks NBD.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{SocketAddr, ToSocketAddrs};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
+use std::thread;
 use std::time::Duration;
 
 use nix::sys::socket::{setsockopt, sockopt};
-use tokio::net::{TcpStream, UnixStream, lookup_host};
+use tokio::net::{TcpStream, UnixStream};
+use tokio::sync::oneshot;
 use tokio::task::JoinSet;
 
 use super::error::NbdError;
 use super::uri::{Address, Host};
+use crate::units::Millis;
 
-/// An idle link is probed after this many seconds, so that a peer that went away without a
-/// word is noticed although nothing is asked of it ...
-pub const KEEPALIVE_IDLE: u32 = 10;
-/// ... then every this many seconds ...
-pub const KEEPALIVE_INTERVAL: u32 = 5;
-/// ... and given up after this many probes without an answer.
-pub const KEEPALIVE_COUNT: u32 = 3;
-/// A link with unacknowledged data is given up after this time; it outlasts a short outage
-/// of the network, but not one that an operator would notice first.
-pub const USER_TIMEOUT: Duration = Duration::from_secs(30);
+/// When TCP gives up a connection whose peer has gone without a word.
+///
+/// An idle one is probed after `idle` seconds, then every `interval` seconds, and given up after `count` probes without an
+/// answer. `user_timeout` bounds data that isn't acknowledged; it also replaces `count`, and ends a connection whose
+/// peer lives and doesn't read (a zero window).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Liveness {
+    pub idle: u32,
+    pub interval: u32,
+    pub count: u32,
+    pub user_timeout: Option<Millis>,
+}
+
+impl Liveness {
+    /// For the links of the node server: a client that doesn't read for so long is gone for it, too.
+    pub const SERVER: Self = Self {
+        idle: 10,
+        interval: 5,
+        count: 3,
+        user_timeout: Some(Millis::seconds(30)),
+    };
+
+    /// For a node's links. An idle one is found dead within `timeout`, where that allows it: seconds are the unit.
+    /// There is no `user_timeout`: a server that works in order doesn't read while a long TRIM runs, and that is no
+    /// death; the module ends a link with requests when `timeout` has passed without a byte, and knows of TRIMs.
+    pub fn of(timeout: Option<Millis>) -> Self {
+        let seconds = timeout.map_or(u32::MAX, |timeout| timeout.0 / 1000);
+        Self {
+            idle: (seconds / 3).clamp(1, Self::SERVER.idle),
+            interval: (seconds / 6).clamp(1, Self::SERVER.interval),
+            count: Self::SERVER.count,
+            user_timeout: None,
+        }
+    }
+}
+
 /// A further address is tried when the one before hasn't answered for this long (RFC 8305).
 const NEXT_ADDRESS_AFTER: Duration = Duration::from_millis(250);
+/// More than the C library's resolver takes.
+const LOOKUP_STACK: usize = 512 * 1024;
 
 /// A connected stream socket of either kind.
 #[derive(Debug)]
@@ -43,9 +74,16 @@ impl Stream {
             Address::Tcp { host, port } => {
                 let addresses = resolve(host, *port).await?;
                 let tcp = connect_first(&addresses, address).await?;
-                set_options(&tcp)?;
                 Ok(Stream::Tcp(tcp))
             }
+        }
+    }
+
+    /// What the kernel's links need; a Unix socket needs nothing.
+    pub fn set_liveness(&self, liveness: Liveness) -> Result<(), NbdError> {
+        match self {
+            Stream::Tcp(tcp) => set_options(tcp, liveness),
+            Stream::Unix(_) => Ok(()),
         }
     }
 
@@ -102,7 +140,7 @@ async fn resolve(host: &Host, port: u16) -> Result<Vec<SocketAddr>, NbdError> {
         host: name.clone(),
         error,
     };
-    let found = lookup_host((name.as_str(), port)).await.map_err(failed)?;
+    let found = lookup(name.clone(), port).await.map_err(failed)?;
     let mut addresses: Vec<SocketAddr> = Vec::new();
     for address in found {
         if !addresses.contains(&address) {
@@ -113,6 +151,23 @@ async fn resolve(host: &Host, port: u16) -> Result<Vec<SocketAddr>, NbdError> {
         return Err(failed(io::Error::other("the name has no address")));
     }
     Ok(addresses)
+}
+
+/// A lookup can't be stopped, and takes half a minute where no name server answers. So each has a thread of its own:
+/// those that kernel calls run on are few, and must not wait for it.
+async fn lookup(name: String, port: u16) -> io::Result<Vec<SocketAddr>> {
+    let (tell, told) = oneshot::channel();
+    let look = move || {
+        let found = (name.as_str(), port).to_socket_addrs();
+        // Whoever asked may have given up.
+        let _ = tell.send(found.map(Iterator::collect));
+    };
+    thread::Builder::new()
+        .name("lookup".to_owned())
+        .stack_size(LOOKUP_STACK)
+        .spawn(look)?;
+    let ended = |_| Err(io::Error::other("the lookup ended abnormally"));
+    told.await.unwrap_or_else(ended)
 }
 
 /// The first address that answers; a slow or failing one only delays the next.
@@ -153,23 +208,24 @@ async fn connect_first(addresses: &[SocketAddr], target: &Address) -> Result<Tcp
     }
 }
 
-pub fn set_options(tcp: &impl AsFd) -> Result<(), NbdError> {
+pub fn set_options(tcp: &impl AsFd, liveness: Liveness) -> Result<(), NbdError> {
     let fd = tcp.as_fd();
-    let user_timeout = USER_TIMEOUT.as_millis() as u32;
+    // 0 is the system's own: data is sent again for a quarter of an hour.
+    let user_timeout = liveness.user_timeout.map_or(0, |time| time.0);
     let steps = [
         ("TCP_NODELAY", setsockopt(&fd, sockopt::TcpNoDelay, &true)),
         ("SO_KEEPALIVE", setsockopt(&fd, sockopt::KeepAlive, &true)),
         (
             "TCP_KEEPIDLE",
-            setsockopt(&fd, sockopt::TcpKeepIdle, &KEEPALIVE_IDLE),
+            setsockopt(&fd, sockopt::TcpKeepIdle, &liveness.idle),
         ),
         (
             "TCP_KEEPINTVL",
-            setsockopt(&fd, sockopt::TcpKeepInterval, &KEEPALIVE_INTERVAL),
+            setsockopt(&fd, sockopt::TcpKeepInterval, &liveness.interval),
         ),
         (
             "TCP_KEEPCNT",
-            setsockopt(&fd, sockopt::TcpKeepCount, &KEEPALIVE_COUNT),
+            setsockopt(&fd, sockopt::TcpKeepCount, &liveness.count),
         ),
         (
             "TCP_USER_TIMEOUT",
@@ -210,25 +266,37 @@ mod tests {
     async fn a_link_gets_its_socket_options() {
         let (_listener, address) = listener().await;
         let stream = Stream::connect(&target(address)).await.unwrap();
+        stream
+            .set_liveness(Liveness::of(Some(Millis::seconds(12))))
+            .unwrap();
         assert!(stream.same_host());
         let fd = stream.into_fd().unwrap();
         assert!(getsockopt(&fd, sockopt::TcpNoDelay).unwrap());
         assert!(getsockopt(&fd, sockopt::KeepAlive).unwrap());
-        assert_eq!(
-            getsockopt(&fd, sockopt::TcpKeepIdle).unwrap(),
-            KEEPALIVE_IDLE
-        );
-        assert_eq!(
-            getsockopt(&fd, sockopt::TcpKeepInterval).unwrap(),
-            KEEPALIVE_INTERVAL
-        );
-        assert_eq!(
-            getsockopt(&fd, sockopt::TcpKeepCount).unwrap(),
-            KEEPALIVE_COUNT
-        );
-        assert_eq!(getsockopt(&fd, sockopt::TcpUserTimeout).unwrap(), 30_000);
+        assert_eq!(getsockopt(&fd, sockopt::TcpKeepIdle).unwrap(), 4);
+        assert_eq!(getsockopt(&fd, sockopt::TcpKeepInterval).unwrap(), 2);
+        assert_eq!(getsockopt(&fd, sockopt::TcpKeepCount).unwrap(), 3);
+        // A server that lives and doesn't read isn't dead.
+        assert_eq!(getsockopt(&fd, sockopt::TcpUserTimeout).unwrap(), 0);
         let flags = OFlag::from_bits_retain(fcntl(&fd, FcntlArg::F_GETFL).unwrap());
         assert!(!flags.contains(OFlag::O_NONBLOCK));
+    }
+
+    #[test]
+    fn an_idle_link_is_found_dead_within_its_timeout() {
+        for seconds in 4..=600 {
+            let found = Liveness::of(Some(Millis::seconds(seconds)));
+            assert!(
+                found.idle + found.interval * found.count <= seconds,
+                "{found:?}"
+            );
+        }
+        let default = Liveness::of(Some(Millis::seconds(30)));
+        assert_eq!((default.idle, default.interval, default.count), (10, 5, 3));
+        assert_eq!(Liveness::of(None), default);
+        // As soon as TCP can.
+        let shortest = Liveness::of(Some(Millis::seconds(1)));
+        assert_eq!((shortest.idle, shortest.interval), (1, 1));
     }
 
     #[tokio::test]
@@ -255,6 +323,24 @@ mod tests {
         assert!(text.contains(&bad.to_string()), "{text}");
         assert!(text.contains(&other.to_string()), "{text}");
         assert!(text.contains("refused"), "{text}");
+    }
+
+    #[test]
+    fn a_lookup_takes_no_thread_of_kernel_calls() {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .max_blocking_threads(1)
+            .build()
+            .unwrap();
+        let (release, held) = std::sync::mpsc::channel::<()>();
+        runtime.block_on(async {
+            let call = tokio::task::spawn_blocking(move || held.recv());
+            let limit = Duration::from_secs(20);
+            let found = tokio::time::timeout(limit, lookup("localhost".to_owned(), 7)).await;
+            assert!(!found.unwrap().unwrap().is_empty());
+            drop(release);
+            assert!(call.await.unwrap().is_err());
+        });
     }
 
     #[tokio::test]

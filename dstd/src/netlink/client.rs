@@ -18,7 +18,7 @@ use super::family::{self, Family};
 use super::message;
 use super::numbers::{self, cmd};
 use super::wire;
-use crate::kernel::{LinksSet, ObservedNode};
+use crate::kernel::{Conduct, Fenced, LinksSet, ObservedNode};
 use crate::units::{NodeName, Slot};
 
 /// The kernel answers in microseconds; this long only if it is stuck.
@@ -82,9 +82,19 @@ pub fn node(name: &NodeName) -> Result<ObservedNode, NetlinkError> {
     Talk::open()?.ask_node(cmd::NODE_GET, &request)
 }
 
-pub fn node_set(name: &NodeName, wanted: u32) -> Result<(), NetlinkError> {
-    let request = message::node_set(name, wanted)?;
+pub fn set_wanted(name: &NodeName, wanted: u32) -> Result<(), NetlinkError> {
+    let request = message::set_wanted(name, wanted)?;
     Talk::open()?.order(cmd::NODE_SET, &request)
+}
+
+pub fn set_conduct(name: &NodeName, conduct: &Conduct) -> Result<(), NetlinkError> {
+    let request = message::set_conduct(name, conduct)?;
+    Talk::open()?.order(cmd::NODE_SET, &request)
+}
+
+pub fn fenced(name: &NodeName, fenced: Fenced) -> Result<ObservedNode, NetlinkError> {
+    let request = message::fenced(name, fenced)?;
+    Talk::open()?.ask_node(cmd::FENCED, &request)
 }
 
 pub fn links_set(links: &LinksSet) -> Result<ObservedNode, NetlinkError> {

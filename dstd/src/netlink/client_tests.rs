@@ -89,6 +89,10 @@ fn observed(text: &str) -> ObservedNode {
         need_write: true,
         writes: 0,
         links: Vec::new(),
+        conduct: Conduct::default(),
+        ambiguous: 0,
+        barred: 0,
+        unfenced: Vec::new(),
     }
 }
 

@@ -9,11 +9,12 @@ use nix::errno::Errno;
 
 use super::codec::{self, Attribute, Writer};
 use super::error::NetlinkError;
-use super::numbers::{attr, cmd, link, link_attr, node};
+use super::numbers::{self, attr, cmd, link, link_attr, node, policy, restart};
 use crate::kernel::{
-    KernelEvent, LinkState, LinksSet, NbdFlags, Negotiated, NodeState, ObservedLink, ObservedNode,
+    Conduct, Fenced, KernelEvent, LinkState, LinksSet, NbdFlags, Negotiated, NodeState,
+    ObservedLink, ObservedNode, OldLink, Policy, UnknownRestart,
 };
-use crate::units::{Bytes, Generation, NodeName, Session, Slot};
+use crate::units::{Bytes, Generation, Id, Millis, NodeName, Session, Slot};
 
 /// The request that names a node and nothing else.
 pub fn node(name: &NodeName) -> Result<Writer, NetlinkError> {
@@ -22,9 +23,51 @@ pub fn node(name: &NodeName) -> Result<Writer, NetlinkError> {
     Ok(writer)
 }
 
-pub fn node_set(name: &NodeName, wanted: u32) -> Result<Vec<u8>, NetlinkError> {
+pub fn set_wanted(name: &NodeName, wanted: u32) -> Result<Vec<u8>, NetlinkError> {
     let mut writer = node(name)?;
     writer.put_u32(attr::WANTED, wanted)?;
+    Ok(writer.into_bytes())
+}
+
+/// All of them: none is left as it was.
+pub fn set_conduct(name: &NodeName, conduct: &Conduct) -> Result<Vec<u8>, NetlinkError> {
+    let time = |time: Option<Millis>| time.map_or(numbers::NEVER, |time| time.0);
+    let mut writer = node(name)?;
+    let (policy, queue_for) = match conduct.policy {
+        Policy::Queue => (policy::QUEUE, 0),
+        Policy::QueueFor(time) => (policy::QUEUE_FOR, time.0),
+        Policy::Error => (policy::ERROR, 0),
+    };
+    let restart = match conduct.unknown_restart {
+        UnknownRestart::Trust => restart::TRUST,
+        UnknownRestart::Eio => restart::EIO,
+    };
+    writer.put_u32(attr::POLICY, policy)?;
+    writer.put_u32(attr::POLICY_MS, queue_for)?;
+    writer.put_u32(attr::QUIESCE, time(conduct.quiesce))?;
+    writer.put_u8(attr::EOF_FENCES, conduct.eof_fences.into())?;
+    writer.put_u32(attr::UNKNOWN_RESTART, restart)?;
+    writer.put_u32(attr::TIMEOUT, time(conduct.timeout))?;
+    Ok(writer.into_bytes())
+}
+
+/// One link a message.
+pub fn fenced(name: &NodeName, fenced: Fenced) -> Result<Vec<u8>, NetlinkError> {
+    let mut writer = node(name)?;
+    match fenced {
+        Fenced::Link {
+            session,
+            slot,
+            generation,
+        } => {
+            writer.put(attr::SESSION, &session.to_bytes())?;
+            let mut nest = Writer::new();
+            nest.put_u32(link_attr::SLOT, slot.0)?;
+            nest.put_u32(link_attr::GENERATION, generation.0)?;
+            writer.put_nest(attr::LINK, nest)?;
+        }
+        Fenced::All => writer.put(attr::FORCE, &[])?,
+    }
     Ok(writer.into_bytes())
 }
 
@@ -40,6 +83,9 @@ pub fn links_set(links: &LinksSet) -> Result<Vec<u8>, NetlinkError> {
     writer.put_u32(attr::MAX_PAYLOAD, negotiated.max_payload)?;
     writer.put_u32(attr::WANTED, links.wanted)?;
     writer.put_u8(attr::ZERO_COPY, u8::from(links.zero_copy))?;
+    if let (Some(incarnation), Some(identity)) = (negotiated.incarnation, negotiated.identity) {
+        writer.put(attr::INCARNATION, &[incarnation.0, identity.0].concat())?;
+    }
     for link in &links.links {
         let fd: RawFd = link.socket.as_raw_fd();
         let mut nest = Writer::new();
@@ -71,6 +117,10 @@ pub fn observed_node(attributes: &[u8]) -> Result<ObservedNode, NetlinkError> {
     for attribute in all.0.iter().filter(|a| a.kind == attr::LINK) {
         links.push(observed_link(attribute)?);
     }
+    let mut unfenced = Vec::new();
+    for attribute in all.0.iter().filter(|a| a.kind == attr::UNFENCED) {
+        unfenced.push(old_link(attribute)?);
+    }
     Ok(ObservedNode {
         name: all.node()?,
         state: node_state(all.u32(attr::STATE, "STATE")?)?,
@@ -94,6 +144,32 @@ pub fn observed_node(attributes: &[u8]) -> Result<ObservedNode, NetlinkError> {
         need_write: all.need(attr::NEED_WRITE, "NEED_WRITE")?.u8()? != 0,
         writes: all.u64(attr::WRITES, "WRITES")?,
         links,
+        conduct: conduct(&all)?,
+        ambiguous: all.u32(attr::AMBIGUOUS, "AMBIGUOUS")?,
+        barred: all.u32(attr::BARRED, "BARRED")?,
+        unfenced,
+    })
+}
+
+fn conduct(all: &Message<'_>) -> Result<Conduct, NetlinkError> {
+    let time = |number: u32| (number != numbers::NEVER).then_some(Millis(number));
+    let policy = match all.u32(attr::POLICY, "POLICY")? {
+        policy::QUEUE => Policy::Queue,
+        policy::QUEUE_FOR => Policy::QueueFor(Millis(all.u32(attr::POLICY_MS, "POLICY_MS")?)),
+        policy::ERROR => Policy::Error,
+        other => return Err(unknown("policy", other)),
+    };
+    let unknown_restart = match all.u32(attr::UNKNOWN_RESTART, "UNKNOWN_RESTART")? {
+        restart::TRUST => UnknownRestart::Trust,
+        restart::EIO => UnknownRestart::Eio,
+        other => return Err(unknown("restart setting", other)),
+    };
+    Ok(Conduct {
+        policy,
+        quiesce: time(all.u32(attr::QUIESCE, "QUIESCE")?),
+        eof_fences: all.need(attr::EOF_FENCES, "EOF_FENCES")?.u8()? != 0,
+        unknown_restart,
+        timeout: time(all.u32(attr::TIMEOUT, "TIMEOUT")?),
     })
 }
 
@@ -113,6 +189,7 @@ fn negotiated(all: &Message<'_>) -> Result<Option<Negotiated>, NetlinkError> {
     let Some(size) = all.find(attr::SIZE) else {
         return Ok(None);
     };
+    let (incarnation, identity) = incarnation(all).unzip();
     Ok(Some(Negotiated {
         size: Bytes(size.u64()?),
         // The protocol's field has 16 bits; the kernel keeps what it was given.
@@ -121,10 +198,31 @@ fn negotiated(all: &Message<'_>) -> Result<Option<Negotiated>, NetlinkError> {
         pref_block: all.u32(attr::PREF_BLOCK, "PREF_BLOCK")?,
         max_payload: all.u32(attr::MAX_PAYLOAD, "MAX_PAYLOAD")?,
         description: None,
-        // The family has no attributes for these.
-        identity: None,
-        incarnation: None,
+        identity,
+        incarnation,
     }))
+}
+
+/// Incarnation and identity, as `links_set` gives them. What others gave says nothing to us.
+fn incarnation(all: &Message<'_>) -> Option<(Id, Id)> {
+    let found = all.find(attr::INCARNATION)?;
+    let (incarnation, identity) = found.bytes().split_at_checked(16)?;
+    Some((
+        Id(incarnation.try_into().ok()?),
+        Id(identity.try_into().ok()?),
+    ))
+}
+
+fn old_link(attribute: &Attribute<'_>) -> Result<OldLink, NetlinkError> {
+    let all = Message(attribute.nest()?);
+    let quiet_in = all.find(link_attr::QUIET_IN).map(|a| a.u32()).transpose()?;
+    Ok(OldLink {
+        slot: Slot(all.u32(link_attr::SLOT, "SLOT of an old link")?),
+        generation: Generation(all.u32(link_attr::GENERATION, "GENERATION of an old link")?),
+        ambiguous: all.u32(link_attr::AMBIGUOUS, "AMBIGUOUS of an old link")?,
+        merged: all.u32(link_attr::MERGED, "MERGED of an old link")?,
+        quiet_in: quiet_in.map(Millis),
+    })
 }
 
 fn observed_link(attribute: &Attribute<'_>) -> Result<ObservedLink, NetlinkError> {
@@ -161,6 +259,20 @@ pub fn event(command: u8, attributes: &[u8]) -> Result<Option<KernelEvent>, Netl
                 reason: nest.text(link_attr::REASON),
             }))
         }
+        cmd::FENCE_EVENT => {
+            let nest = Message(all.need(attr::UNFENCED, "UNFENCED")?.nest()?);
+            Ok(Some(KernelEvent::Fence {
+                node: all.node()?,
+                slot: Slot(nest.u32(link_attr::SLOT, "SLOT")?),
+                generation: Generation(nest.u32(link_attr::GENERATION, "GENERATION")?),
+                ambiguous: nest.u32(link_attr::AMBIGUOUS, "AMBIGUOUS")?,
+                reason: nest.text(link_attr::REASON),
+            }))
+        }
+        cmd::DATA_LOST_EVENT => Ok(Some(KernelEvent::DataLost {
+            node: all.node()?,
+            writes: all.u64(attr::WRITES, "WRITES")?,
+        })),
         _ => Ok(None),
     }
 }
@@ -173,7 +285,7 @@ fn node_state(number: u32) -> Result<NodeState, NetlinkError> {
         node::LOST => NodeState::Lost,
         node::FAILED => NodeState::Failed,
         node::MISMATCH => NodeState::Mismatch,
-        other => return Err(unknown("node", other)),
+        other => return Err(unknown("node state", other)),
     })
 }
 
@@ -183,14 +295,12 @@ fn link_state(number: u32) -> Result<LinkState, NetlinkError> {
         link::DRAINING => LinkState::Draining,
         link::LOST => LinkState::Lost,
         link::GONE => LinkState::Gone,
-        other => return Err(unknown("link", other)),
+        other => return Err(unknown("link state", other)),
     })
 }
 
 fn unknown(what: &str, number: u32) -> NetlinkError {
-    NetlinkError::BadAnswer(format!(
-        "{what} state {number}; the module is newer than dstd"
-    ))
+    NetlinkError::BadAnswer(format!("{what} {number}; the module is newer than dstd"))
 }
 
 /// A message's attributes by kind; names are the header's, for errors.

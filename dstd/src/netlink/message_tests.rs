@@ -29,6 +29,12 @@ pub fn encode_node(observed: &ObservedNode) -> Vec<u8> {
             w.put_u32(attr::MIN_BLOCK, negotiated.min_block)?;
             w.put_u32(attr::PREF_BLOCK, negotiated.pref_block)?;
             w.put_u32(attr::MAX_PAYLOAD, negotiated.max_payload)?;
+            if let (Some(incarnation), Some(identity)) =
+                (negotiated.incarnation, negotiated.identity)
+            {
+                let both = [incarnation.0, identity.0].concat();
+                w.put(attr::INCARNATION, &both)?;
+            }
         }
         if let Some(zero_copy) = observed.zero_copy {
             w.put_u8(attr::ZERO_COPY, zero_copy.into())?;
@@ -47,6 +53,17 @@ pub fn encode_node(observed: &ObservedNode) -> Vec<u8> {
         for link in &observed.links {
             w.put_nest(attr::LINK, encode_link(link)?)?;
         }
+        // As the kernel, which doesn't know `Conduct`: the request's attributes.
+        for attribute in codec::read(&set_conduct(&observed.name, &observed.conduct)?)? {
+            if attribute.kind != attr::NODE {
+                w.put(attribute.kind, attribute.bytes())?;
+            }
+        }
+        w.put_u32(attr::AMBIGUOUS, observed.ambiguous)?;
+        w.put_u32(attr::BARRED, observed.barred)?;
+        for old in &observed.unfenced {
+            w.put_nest(attr::UNFENCED, encode_old_link(old)?)?;
+        }
         Ok(())
     };
     put().unwrap();
@@ -64,7 +81,19 @@ fn encode_link(link: &ObservedLink) -> Result<Writer, NetlinkError> {
     Ok(w)
 }
 
-/// A NODE_EVENT's or LINK_EVENT's attributes.
+fn encode_old_link(old: &OldLink) -> Result<Writer, NetlinkError> {
+    let mut w = Writer::new();
+    w.put_u32(link_attr::SLOT, old.slot.0)?;
+    w.put_u32(link_attr::GENERATION, old.generation.0)?;
+    w.put_u32(link_attr::AMBIGUOUS, old.ambiguous)?;
+    w.put_u32(link_attr::MERGED, old.merged)?;
+    if let Some(time) = old.quiet_in {
+        w.put_u32(link_attr::QUIET_IN, time.0)?;
+    }
+    Ok(w)
+}
+
+/// An event's attributes.
 pub fn encode_event(event: &KernelEvent) -> Vec<u8> {
     let mut w = Writer::new();
     match event {
@@ -98,6 +127,26 @@ pub fn encode_event(event: &KernelEvent) -> Vec<u8> {
             w.put_str(attr::NODE, node.as_str()).unwrap();
             w.put_nest(attr::LINK, nest).unwrap();
         }
+        KernelEvent::Fence {
+            node,
+            slot,
+            generation,
+            ambiguous,
+            reason,
+        } => {
+            let mut nest = Writer::new();
+            nest.put_u32(link_attr::SLOT, slot.0).unwrap();
+            nest.put_u32(link_attr::GENERATION, generation.0).unwrap();
+            nest.put_u32(link_attr::AMBIGUOUS, *ambiguous).unwrap();
+            nest.put_str(link_attr::REASON, reason.as_deref().unwrap_or(""))
+                .unwrap();
+            w.put_str(attr::NODE, node.as_str()).unwrap();
+            w.put_nest(attr::UNFENCED, nest).unwrap();
+        }
+        KernelEvent::DataLost { node, writes } => {
+            w.put_str(attr::NODE, node.as_str()).unwrap();
+            w.put_u64(attr::WRITES, *writes).unwrap();
+        }
         KernelEvent::Overflow => {}
     }
     w.into_bytes()
@@ -124,7 +173,9 @@ prop_compose! {
 }
 
 prop_compose! {
-    fn any_negotiated()(size: u64, flags: u16, sizes: [u32; 3]) -> Negotiated {
+    fn any_negotiated()(
+        size: u64, flags: u16, sizes: [u32; 3], ids in proptest::option::of(any::<[[u8; 16]; 2]>()),
+    ) -> Negotiated {
         Negotiated {
             size: Bytes(size),
             flags: NbdFlags(flags),
@@ -132,8 +183,38 @@ prop_compose! {
             pref_block: sizes[1],
             max_payload: sizes[2],
             description: None,
-            identity: None,
-            incarnation: None,
+            identity: ids.map(|[_, identity]| Id(identity)),
+            incarnation: ids.map(|[incarnation, _]| Id(incarnation)),
+        }
+    }
+}
+
+fn any_time() -> impl Strategy<Value = Option<Millis>> {
+    proptest::option::of((0..u32::MAX).prop_map(Millis))
+}
+
+prop_compose! {
+    fn any_conduct()(
+        policy in prop_oneof![
+            Just(Policy::Queue),
+            (0..u32::MAX).prop_map(|ms| Policy::QueueFor(Millis(ms))),
+            Just(Policy::Error),
+        ],
+        quiesce in any_time(), timeout in any_time(), eof_fences: bool, eio: bool,
+    ) -> Conduct {
+        let unknown_restart = if eio { UnknownRestart::Eio } else { UnknownRestart::Trust };
+        Conduct { policy, quiesce, eof_fences, unknown_restart, timeout }
+    }
+}
+
+prop_compose! {
+    fn any_old_link()(numbers: [u32; 4], quiet_in in any_time()) -> OldLink {
+        OldLink {
+            slot: Slot(numbers[0]),
+            generation: Generation(numbers[1]),
+            ambiguous: numbers[2],
+            merged: numbers[3],
+            quiet_in,
         }
     }
 }
@@ -150,6 +231,9 @@ prop_compose! {
         counts: [u64; 4],
         need_write: bool,
         links in proptest::collection::vec(any_link(), 0..33),
+        conduct in any_conduct(),
+        guards: [u32; 2],
+        unfenced in proptest::collection::vec(any_old_link(), 0..65),
     ) -> ObservedNode {
         use NodeState::*;
         ObservedNode {
@@ -171,6 +255,10 @@ prop_compose! {
             need_write,
             writes: counts[3],
             links,
+            conduct,
+            ambiguous: guards[0],
+            barred: guards[1],
+            unfenced,
         }
     }
 }
@@ -214,8 +302,8 @@ fn links_set_carries_every_field() {
             pref_block: 4096,
             max_payload: 1 << 25,
             description: Some("not for the kernel".into()),
-            identity: None,
-            incarnation: None,
+            identity: Some(Id([4; 16])),
+            incarnation: Some(Id([3; 16])),
         },
         wanted: 4,
         zero_copy: true,
@@ -240,6 +328,7 @@ fn links_set_carries_every_field() {
             (attr::MAX_PAYLOAD, n(1 << 25)),
             (attr::WANTED, n(4)),
             (attr::ZERO_COPY, vec![1]),
+            (attr::INCARNATION, [[3; 16], [4; 16]].concat()),
         ]
     );
     assert_eq!(nest.0, attr::LINK);
@@ -249,6 +338,77 @@ fn links_set_carries_every_field() {
         (link_attr::GENERATION, n(9)),
     ];
     assert_eq!(opened(&nest.1), link);
+}
+
+#[test]
+fn links_to_a_server_that_does_not_say_who_it_is_name_no_incarnation() {
+    let request = LinksSet {
+        node: name("alpha"),
+        session: Session::default(),
+        negotiated: crate::kernel::sim::export(8, 0),
+        wanted: 1,
+        zero_copy: false,
+        links: Vec::new(),
+    };
+    let all = opened(&links_set(&request).unwrap());
+    assert!(all.iter().all(|(kind, _)| *kind != attr::INCARNATION));
+}
+
+#[test]
+fn an_incarnation_that_is_not_ours_says_nothing() {
+    let mut node = node(&name("a")).unwrap();
+    for length in [0, 1, 16, 31, 33, 64] {
+        node.put(attr::INCARNATION, &vec![7; length]).unwrap();
+        let bytes = std::mem::replace(&mut node, Writer::new()).into_bytes();
+        let all = Message(codec::read(&bytes).unwrap());
+        assert_eq!(incarnation(&all), None, "{length} bytes");
+    }
+}
+
+#[test]
+fn settings_go_as_numbers_all_of_them() {
+    let n = |n: u32| n.to_ne_bytes().to_vec();
+    let conduct = Conduct {
+        policy: Policy::QueueFor(Millis::seconds(300)),
+        quiesce: None,
+        eof_fences: true,
+        unknown_restart: UnknownRestart::Eio,
+        timeout: Some(Millis::seconds(7)),
+    };
+    assert_eq!(
+        opened(&set_conduct(&name("a"), &conduct).unwrap()),
+        [
+            (attr::NODE, b"a\0".to_vec()),
+            (attr::POLICY, n(1)),
+            (attr::POLICY_MS, n(300_000)),
+            (attr::QUIESCE, n(u32::MAX)),
+            (attr::EOF_FENCES, vec![1]),
+            (attr::UNKNOWN_RESTART, n(1)),
+            (attr::TIMEOUT, n(7000)),
+        ]
+    );
+}
+
+#[test]
+fn a_fence_names_one_link_of_a_session_and_the_operators_none() {
+    let n = |n: u32| n.to_ne_bytes().to_vec();
+    let session = Session {
+        client: Id([1; 16]),
+        nonce: Id([2; 16]),
+    };
+    let link = Fenced::Link {
+        session,
+        slot: Slot(3),
+        generation: Generation(9),
+    };
+    let all = opened(&fenced(&name("a"), link).unwrap());
+    assert_eq!(all[0], (attr::NODE, b"a\0".to_vec()));
+    assert_eq!(all[1], (attr::SESSION, [[1; 16], [2; 16]].concat()));
+    let expected = [(link_attr::SLOT, n(3)), (link_attr::GENERATION, n(9))];
+    assert_eq!((all[2].0, opened(&all[2].1)), (attr::LINK, expected.into()));
+    assert_eq!(all.len(), 3);
+    let all = opened(&fenced(&name("a"), Fenced::All).unwrap());
+    assert_eq!(all[1..], [(attr::FORCE, Vec::new())]);
 }
 
 #[test]
@@ -263,7 +423,7 @@ fn links_drop_names_slots_and_force() {
     assert!(all[3].1.is_empty(), "a flag has no value");
     let all = opened(&links_drop(&name("a"), &[], false).unwrap());
     assert_eq!(all, [(attr::NODE, b"a\0".to_vec())]);
-    let all = opened(&node_set(&name("a"), 7).unwrap());
+    let all = opened(&set_wanted(&name("a"), 7).unwrap());
     assert_eq!(all[1], (attr::WANTED, n(7)));
 }
 
@@ -316,10 +476,23 @@ fn events_survive_the_wire() {
             errno: None,
             reason: None,
         },
+        KernelEvent::Fence {
+            node: name("b"),
+            slot: Slot(2),
+            generation: Generation(8),
+            ambiguous: 5,
+            reason: Some("reset by the peer".into()),
+        },
+        KernelEvent::DataLost {
+            node: name("b"),
+            writes: 1 << 40,
+        },
     ];
     for expected in events {
         let command = match expected {
             KernelEvent::Link { .. } => cmd::LINK_EVENT,
+            KernelEvent::Fence { .. } => cmd::FENCE_EVENT,
+            KernelEvent::DataLost { .. } => cmd::DATA_LOST_EVENT,
             _ => cmd::NODE_EVENT,
         };
         assert_eq!(

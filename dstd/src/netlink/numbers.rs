@@ -10,6 +10,9 @@ pub const MCGRP_EVENTS: &str = "events";
 pub const NAME_MAX: u32 = 63;
 pub const SESSION_LEN: u32 = 32;
 pub const SLOTS_MAX: u32 = 32;
+pub const INCARNATION_MAX: u32 = 64;
+/// For QUIESCE and TIMEOUT.
+pub const NEVER: u32 = u32::MAX;
 
 /// Declares the constants and, for the tests, the list of them.
 macro_rules! numbers {
@@ -58,6 +61,23 @@ numbers! {
         DRAINING = 1,
         LOST = 2,
         GONE = 3,
+    }
+}
+
+numbers! {
+    /// `enum dmdst_policy`
+    policy: u32 {
+        QUEUE = 0,
+        QUEUE_FOR = 1,
+        ERROR = 2,
+    }
+}
+
+numbers! {
+    /// `enum dmdst_restart`
+    restart: u32 {
+        TRUST = 0,
+        EIO = 1,
     }
 }
 

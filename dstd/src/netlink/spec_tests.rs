@@ -136,6 +136,49 @@ fn states_are_equal() {
 }
 
 #[test]
+fn settings_are_equal() {
+    let spec = spec();
+    let of_spec = |name: &str| numbered(&named(&spec["definitions"], name)["entries"], 0);
+    let c = c_enum("dmdst_policy", "DMDST_POLICY_");
+    assert_eq!(rust(numbers::policy::ALL), c);
+    assert_eq!(of_spec("policy"), c);
+    let c = c_enum("dmdst_restart", "DMDST_RESTART_");
+    assert_eq!(rust(numbers::restart::ALL), c);
+    assert_eq!(of_spec("restart"), c);
+    let never = named(&spec["definitions"], "never")["value"].as_u64();
+    assert_eq!(never, Some(u64::from(numbers::NEVER)));
+    assert_eq!(c_define("DMDST_NEVER"), format!("{:#x}U", numbers::NEVER));
+}
+
+/// What dstd takes as a new node's settings are the module's.
+#[test]
+fn the_modules_defaults_are_ours() {
+    let code = read("dm-target/node.c");
+    let body = code.split_once("dmdst_conduct_default = {").unwrap().1;
+    let body = body.split_once("};").unwrap().0;
+    let mut of_module: Vec<String> = body
+        .lines()
+        .map(|line| line.split_whitespace().collect::<Vec<_>>().join(" "))
+        .filter(|line| !line.is_empty())
+        .collect();
+    of_module.sort();
+    let ours = crate::kernel::Conduct::default();
+    let seconds = |time: Option<crate::units::Millis>| time.unwrap().0 / 1000;
+    assert_eq!(
+        of_module,
+        [
+            ".policy = DMDST_POLICY_QUEUE,".to_owned(),
+            format!(".quiesce = {} * MSEC_PER_SEC,", seconds(ours.quiesce)),
+            format!(".timeout = {} * MSEC_PER_SEC,", seconds(ours.timeout)),
+            ".unknown_restart = DMDST_RESTART_TRUST,".to_owned(),
+        ]
+    );
+    assert_eq!(ours.policy, crate::kernel::Policy::Queue);
+    assert_eq!(ours.unknown_restart, crate::kernel::UnknownRestart::Trust);
+    assert!(!ours.eof_fences);
+}
+
+#[test]
 fn attributes_are_equal() {
     let spec = spec();
     let of_spec = |name: &str| numbered(&named(&spec["attribute-sets"], name)["attributes"], 1);
@@ -162,6 +205,7 @@ fn constants_are_equal() {
         ("name-max", numbers::NAME_MAX),
         ("session-len", numbers::SESSION_LEN),
         ("slots-max", numbers::SLOTS_MAX),
+        ("incarnation-max", numbers::INCARNATION_MAX),
     ];
     for (name, number) in constants {
         assert_eq!(

@@ -6,8 +6,9 @@ use std::fmt::Display;
 use std::path::PathBuf;
 
 use super::Observed;
+use crate::kernel::{Conduct, Policy, UnknownRestart};
 use crate::table::{Facts, LocalFacts, Missing, RenderError, Table, nodes_of, render};
-use crate::topology::{Item, Topology, ZeroCopy};
+use crate::topology::{self, Item, NodeSpec, Quiesce, Topology, YesNo, ZeroCopy};
 use crate::units::{DeviceName, NodeName};
 
 #[derive(Clone, Debug, Default)]
@@ -23,6 +24,7 @@ pub struct DesiredNode {
     pub links: u32,
     /// None: `auto`.
     pub zero_copy: Option<bool>,
+    pub conduct: Conduct,
 }
 
 /// Why a device has no table to aim at.
@@ -56,8 +58,12 @@ pub fn desire(
             ZeroCopy::On => Some(true),
             ZeroCopy::Off => Some(false),
         };
-        let links = node.spec.links.0;
-        (name.clone(), DesiredNode { links, zero_copy })
+        let node = DesiredNode {
+            links: node.spec.links.0,
+            zero_copy,
+            conduct: conduct(&node.spec),
+        };
+        (name.clone(), node)
     });
     let devices = topology.devices.keys().map(|name| {
         let table = table_of(topology, name, observed, &facts, locals);
@@ -66,6 +72,26 @@ pub fn desire(
     Desired {
         nodes: nodes.collect(),
         devices: devices.collect(),
+    }
+}
+
+fn conduct(spec: &NodeSpec) -> Conduct {
+    Conduct {
+        policy: match spec.policy {
+            topology::Policy::Queue => Policy::Queue,
+            topology::Policy::QueueFor(time) => Policy::QueueFor(time),
+            topology::Policy::Error => Policy::Error,
+        },
+        quiesce: match spec.quiesce {
+            Quiesce::After(time) => Some(time),
+            Quiesce::Never => None,
+        },
+        eof_fences: spec.eof_fences == YesNo::Yes,
+        unknown_restart: match spec.unknown_restart {
+            topology::UnknownRestart::Trust => UnknownRestart::Trust,
+            topology::UnknownRestart::Eio => UnknownRestart::Eio,
+        },
+        timeout: Some(spec.timeout.0),
     }
 }
 

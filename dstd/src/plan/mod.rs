@@ -12,9 +12,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 pub use compare::{Difference, compare};
 pub use desired::{Desired, DesiredNode, Undecided, desire};
-pub use node::missing_slots;
+pub use node::{missing_slots, other_identity};
 
-use crate::kernel::{Access, DmUuid, Negotiated, ObservedDevice, ObservedNode};
+use crate::kernel::{Access, Conduct, DmUuid, Negotiated, ObservedDevice, ObservedNode};
 use crate::table::{Line, NodeFacts};
 use crate::units::{DeviceName, Generation, NodeName, Slot};
 
@@ -55,6 +55,8 @@ pub struct Allowed {
     pub prune: bool,
     /// Nodes whose writer role is taken from another client.
     pub steal: BTreeSet<NodeName>,
+    /// Nodes that may be another export from now on: the operator says that it holds the same data.
+    pub same_data: BTreeSet<NodeName>,
 }
 
 /// One effect.
@@ -88,6 +90,11 @@ pub enum Action {
         node: NodeName,
         wanted: u32,
     },
+    SetConduct {
+        node: NodeName,
+        from: Conduct,
+        to: Conduct,
+    },
 }
 
 /// Gives a node the links it lacks.
@@ -103,6 +110,10 @@ pub struct Connect {
     pub replace: Option<Generation>,
     /// Take the writer role from whoever has it.
     pub steal: bool,
+    /// Take an export of another identity.
+    pub same_data: bool,
+    /// How the node is to treat a loss; set before it has a link.
+    pub conduct: Conduct,
 }
 
 impl Action {
@@ -115,7 +126,7 @@ impl Action {
             | Self::Suspend { device }
             | Self::Resume { device }
             | Self::Remove { device } => Some(device),
-            Self::Connect(_) | Self::SetWanted { .. } => None,
+            Self::Connect(_) | Self::SetWanted { .. } | Self::SetConduct { .. } => None,
         }
     }
 }
@@ -146,6 +157,8 @@ pub struct Plan {
     /// Nodes without a live link that were refused because their export doesn't fit the live tables: the kernel
     /// judges the same, and a node's state tells of it once a link was offered.
     pub misfits: Vec<Connect>,
+    /// Nodes that were refused for what they said when they were asked; they may be mended meanwhile.
+    pub doubts: BTreeSet<NodeName>,
 }
 
 impl Plan {
@@ -164,11 +177,13 @@ impl Plan {
 }
 
 /// The steps from what is to what should be, in the order in which they are safe:
-/// links for exports that grew, tables beside the live ones, links for new nodes, then the short pauses, then removals.
+/// settings, links for exports that grew, tables beside the live ones, settings and links of new nodes, then the short
+/// pauses, then removals.
 pub fn plan(desired: &Desired, observed: &Observed, allowed: &Allowed) -> Plan {
     let mut plan = Plan::default();
     let mut devices = device::plan_devices(desired, observed, allowed, &mut plan);
     let nodes = node::plan_nodes(desired, observed, allowed, &devices, &mut plan);
+    plan.steps.extend(nodes.settings);
     plan.steps.extend(nodes.before_tables);
     plan.steps.append(&mut devices.tables);
     plan.steps.extend(nodes.after_tables);

@@ -1,15 +1,17 @@
-//! The steps of nodes: links that are missing, link counts that changed, exports that don't fit.
+//! The steps of nodes: settings that differ, links that are missing, link counts that changed, exports that don't fit.
 //! Called by `plan`, and by reconcile to look once more before it connects. Pure.
 
 use std::collections::BTreeMap;
 
 use super::device::{DevicePlans, nodes_in};
 use super::{Action, Allowed, Connect, Desired, DesiredNode, Observed, Plan, Step};
-use crate::kernel::{LinkState, ObservedNode};
+use crate::kernel::{Conduct, LinkState, Negotiated, ObservedNode};
 use crate::units::{Bytes, Generation, NodeName, Sectors, Slot};
 
 #[derive(Default)]
 pub struct NodePlans {
+    /// How nodes that are there treat a loss. First of all: it may be what the operator waits for.
+    pub settings: Vec<Step>,
     /// Links that tables to be loaded depend on: their exports grew.
     pub before_tables: Vec<Step>,
     pub after_tables: Vec<Step>,
@@ -88,13 +90,39 @@ fn plan_node(
     plans: &mut NodePlans,
 ) {
     let node = observed.nodes.get(name);
+    let settings = set_conduct(name, desired, node);
+    match node {
+        Some(_) => plans.settings.extend(settings),
+        // It is there once its table is loaded.
+        None => plans.after_tables.extend(settings),
+    }
+    let subject = format!("node {name}");
     if let Some(reason) = node.and_then(|node| misfit(node, observed)) {
-        let subject = format!("node {name}");
         plan.refuse(subject, reason, None);
+        plan.doubts.insert(name.clone());
         plan.misfits.extend(offer(name, desired, node));
         return;
     }
+    if let Some(reason) = node.and_then(|node| stranger(node, observed))
+        && !allowed.same_data.contains(name)
+    {
+        plan.refuse(subject, reason, Some(format!("--same-data {name}")));
+        plan.doubts.insert(name.clone());
+        return;
+    }
     let wanted = wanted(name, desired, observed, plan);
+    plan_links(name, desired, node, wanted, allowed, need, plans);
+}
+
+fn plan_links(
+    name: &NodeName,
+    desired: DesiredNode,
+    node: Option<&ObservedNode>,
+    wanted: u32,
+    allowed: &Allowed,
+    need: Option<Sectors>,
+    plans: &mut NodePlans,
+) {
     let grown = node.is_some_and(|node| node.live > 0 && must_reconnect(node, need));
     let flipped = node.is_some_and(|node| {
         node.live > 0 && desired.zero_copy.is_some() && node.zero_copy != desired.zero_copy
@@ -125,6 +153,8 @@ fn plan_node(
         zero_copy: desired.zero_copy,
         replace,
         steal: allowed.steal.contains(name),
+        same_data: allowed.same_data.contains(name),
+        conduct: desired.conduct,
     };
     let step = Step {
         action: Action::Connect(connect),
@@ -146,7 +176,45 @@ fn offer(name: &NodeName, desired: DesiredNode, node: Option<&ObservedNode>) -> 
         zero_copy: desired.zero_copy,
         replace: None,
         steal: false,
+        same_data: false,
+        conduct: desired.conduct,
     })
+}
+
+/// A node that isn't there yet comes with the kernel's defaults.
+fn set_conduct(name: &NodeName, desired: DesiredNode, node: Option<&ObservedNode>) -> Option<Step> {
+    let from = node.map_or_else(Conduct::default, |node| node.conduct);
+    let to = desired.conduct;
+    (from != to).then(|| Step {
+        action: Action::SetConduct {
+            node: name.clone(),
+            from,
+            to,
+        },
+        why: "the topology says so".to_owned(),
+    })
+}
+
+/// Why what answers at the node's address, as it was just probed, isn't the export that the node had.
+fn stranger(node: &ObservedNode, observed: &Observed) -> Option<String> {
+    let now = observed.probes.get(&node.name)?.as_ref().ok()?;
+    other_identity(node.negotiated.as_ref()?, now)
+}
+
+/// Why `now` isn't the export that was, where the one that was told its identity; a stock server tells none.
+pub fn other_identity(was: &Negotiated, now: &Negotiated) -> Option<String> {
+    let expected = was.identity?;
+    if now.identity == Some(expected) {
+        return None;
+    }
+    let found = now.identity.map_or_else(
+        || "a server that doesn't tell which export it has".to_owned(),
+        |found| format!("export {found}"),
+    );
+    Some(format!(
+        "its address leads to {found}, its devices hold data of export {expected}: mend the address or the server. Only if \
+         it holds the same data, and the old server can't write to it any more, may it take the place"
+    ))
 }
 
 /// More than one link only where the server says that they see each other's writes.

@@ -49,6 +49,9 @@ impl fmt::Display for Action {
             Self::Remove { device } => write!(f, "- remove device {device}"),
             Self::Connect(connect) => connect.fmt(f),
             Self::SetWanted { node, wanted } => write!(f, "~ set node {node} to {wanted} links"),
+            Self::SetConduct { node, from, to } => {
+                write!(f, "~ set node {node}: {}", from.changes(to).join(", "))
+            }
         }
     }
 }
@@ -73,6 +76,9 @@ impl fmt::Display for Connect {
         )?;
         if self.steal {
             f.write_str(", taking the writer role from whoever has it")?;
+        }
+        if self.same_data {
+            f.write_str(", whatever export it is now")?;
         }
         Ok(())
     }

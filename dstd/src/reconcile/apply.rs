@@ -6,6 +6,7 @@ use std::sync::Arc;
 use thiserror::Error;
 
 use super::execute::{Executor, Failure, Mode};
+use super::fence::{addresses, fence_once};
 use super::links::connect;
 use super::observe::{Probes, Survey, observe, probe_nodes};
 use crate::kernel::{Connector, Kernel, KernelError};
@@ -85,6 +86,7 @@ pub async fn apply<K: Kernel + 'static, C: Connector>(
             return Err(ApplyError::Unreachable(unreachable));
         }
         if plan.steps.is_empty() {
+            fence_once(kernel, connector, &addresses(topology)).await?;
             applied.notes = plan.notes;
             return Ok(applied);
         }

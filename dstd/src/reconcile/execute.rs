@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use nix::errno::Errno;
 use tracing::{info, warn};
 
 use super::blocking;
@@ -134,7 +135,10 @@ fn note(action: &Action, pending: &mut BTreeMap<DeviceName, Pending>) {
         Action::Suspend { .. } => done.suspended = true,
         // From here on the change is complete.
         Action::Resume { .. } | Action::Remove { .. } => drop(pending.remove(device)),
-        Action::Clear { .. } | Action::Connect(_) | Action::SetWanted { .. } => {}
+        Action::Clear { .. }
+        | Action::Connect(_)
+        | Action::SetWanted { .. }
+        | Action::SetConduct { .. } => {}
     }
 }
 
@@ -154,7 +158,12 @@ fn call<K: Kernel>(kernel: &K, action: &Action) -> Result<(), KernelError> {
         Action::Suspend { device } => kernel.suspend(device, Flush::NoFlush),
         Action::Resume { device } => kernel.resume(device),
         Action::Remove { device } => kernel.remove(device),
-        Action::SetWanted { node, wanted } => kernel.node_set(node, *wanted),
+        Action::SetWanted { node, wanted } => kernel.set_wanted(node, *wanted),
+        Action::SetConduct { node, to, .. } => match kernel.set_conduct(node, to) {
+            // No table names it now; it is told when one does.
+            Err(error) if error.is(Errno::ENOENT) => Ok(()),
+            other => other,
+        },
         Action::Connect(_) => Ok(()),
     }
 }

@@ -1,20 +1,21 @@
 //! Connects a node and hands its links to the kernel.
 //! Called by execute (one shot) and worker (daemon). Looks at the node afresh first, so that a link which came
-//! in the meantime isn't replaced; never replaces a live link unless it is told to.
+//! in the meantime isn't replaced; never replaces a live link unless it is told to, or its server has become another.
+//! Fences nothing: `fence` does, beside it.
 
 use std::sync::Arc;
 
 use nix::errno::Errno;
 use thiserror::Error;
-use tracing::{debug, info, warn};
+use tracing::info;
 
 use super::blocking;
 use crate::kernel::{
-    Attach, ConnectError, Connection, Connector, FenceAnswer, Kernel, KernelError, LinkState,
-    LinksSet, NewLink, ObservedLink, ObservedNode,
+    Attach, ConnectError, Connection, Connector, Kernel, KernelError, LinkState, LinksSet,
+    Negotiated, NewLink, ObservedLink, ObservedNode,
 };
 use crate::nbd::uri::NbdUri;
-use crate::plan::{Connect, missing_slots};
+use crate::plan::{Connect, missing_slots, other_identity};
 use crate::units::{Generation, NodeName, Session, Slot};
 
 #[derive(Clone, Debug, Error)]
@@ -29,12 +30,16 @@ pub enum LinkError {
         "node {0}: two connections to it agreed on different sizes, flags or identities: are they served by different servers?"
     )]
     Disagree(NodeName),
+    #[error("node {node}: {why}: `dstd apply --same-data {node}`")]
+    Stranger { node: NodeName, why: String },
     #[error("node {0}: its link generations are used up: remove its devices and make them anew")]
     Generations(NodeName),
 }
 
 /// Times that another dstd's links may come first before it is told as an error.
 const ATTEMPTS: usize = 3;
+/// Times that its server may turn out to be another one: session, other links, and then it must fit.
+const VERDICTS: usize = 3;
 
 /// Gives a node the links it lacks. Answers with the node as the kernel then has it.
 ///
@@ -65,23 +70,74 @@ async fn connect_once<K: Kernel + 'static, C: Connector>(
     want: &Connect,
 ) -> Result<ObservedNode, LinkError> {
     let node = look(kernel, &want.node).await?;
-    let slots = missing_slots(Some(&node), want.wanted, want.replace);
-    if slots.is_empty() {
-        return Ok(node);
+    // A node that was made anew since has lost its settings; its first link must not be under others than it should.
+    if node.conduct != want.conduct {
+        let (name, conduct) = (want.node.clone(), want.conduct);
+        blocking(kernel, move |kernel| kernel.set_conduct(&name, &conduct)).await?;
     }
-    let failed = |error| LinkError::Connect {
-        node: want.node.clone(),
+    let mut attempt = Attempt {
+        session: match node.session {
+            Some(session) => session,
+            None => new_session(connector, &node)?,
+        },
+        replace: want.replace,
+    };
+    for _ in 0..VERDICTS {
+        let Some(links) = make(connector, uri, want, &node, attempt).await? else {
+            return Ok(node);
+        };
+        match judge(&node, want, attempt, &links) {
+            Verdict::Fits => {
+                let request = request(want, attempt.session, links)?;
+                return Ok(blocking(kernel, |kernel| kernel.links_set(request)).await?);
+            }
+            Verdict::OtherSession => attempt.session = new_session(connector, &node)?,
+            Verdict::OtherServer => attempt.replace = Some(node.generation),
+            Verdict::Stranger(why) => {
+                let node = want.node.clone();
+                return Err(LinkError::Stranger { node, why });
+            }
+        }
+    }
+    Err(LinkError::Disagree(want.node.clone()))
+}
+
+/// What changes when a server turns out to be another one than thought.
+#[derive(Clone, Copy)]
+struct Attempt {
+    session: Session,
+    replace: Option<Generation>,
+}
+
+type Links = Vec<(Attach, Connection)>;
+
+fn new_session<C: Connector>(connector: &C, node: &ObservedNode) -> Result<Session, LinkError> {
+    let name = || node.name.clone();
+    let first = node.generation.next();
+    let first = first.ok_or_else(|| LinkError::Generations(name()))?;
+    let begun = connector.new_session(first);
+    begun.map_err(|error| LinkError::Connect {
+        node: name(),
         error,
-    };
-    let session = match node.session {
-        Some(session) => session,
-        None => connector.new_session().map_err(failed)?,
-    };
-    let mut links: Vec<(Attach, Connection)> = Vec::new();
-    let mut wanted = want.wanted;
-    for attach in attaches(&node, want, session, &slots)? {
-        let connection = connector.connect(uri, &attach).await.map_err(failed)?;
-        say_fence(&want.node, &attach, &connection.fenced);
+    })
+}
+
+/// Connections for the slots that lack one; `None`: there is nothing to make.
+async fn make<C: Connector>(
+    connector: &C,
+    uri: &NbdUri,
+    want: &Connect,
+    node: &ObservedNode,
+    attempt: Attempt,
+) -> Result<Option<Links>, LinkError> {
+    let slots = missing_slots(Some(node), want.wanted, attempt.replace);
+    let mut links: Links = Vec::new();
+    for attach in attaches(node, want, attempt.session, &slots)? {
+        let connection = connector.connect(uri, &attach).await;
+        let connection = connection.map_err(|error| LinkError::Connect {
+            node: want.node.clone(),
+            error,
+        })?;
         let negotiated = &connection.negotiated;
         if links
             .first()
@@ -92,84 +148,94 @@ async fn connect_once<K: Kernel + 'static, C: Connector>(
         let single = !negotiated.flags.multi_conn();
         if single && attach.slot != Slot(0) {
             // It has the one link it may have.
-            return Ok(node);
+            return Ok(None);
         }
         links.push((attach, connection));
         if single {
-            wanted = 1;
             break;
         }
     }
-    let request = request(want, wanted, session, links)?;
-    Ok(blocking(kernel, |kernel| kernel.links_set(request)).await?)
+    Ok((!links.is_empty()).then_some(links))
 }
 
-/// What each slot's connection is to become. Slots without a link that still works are fenced up to the node's
-/// newest generation: that covers whatever link they had.
+/// What a server that answered is to the node.
+enum Verdict {
+    Fits,
+    /// Old links of the node's session are unknown to it, so it may not be asked about them: they count as another
+    /// session's. Seen from stock servers that `dstd export` takes the place of, and the other way round.
+    OtherSession,
+    /// The live links agreed on something else, so they must go, too.
+    OtherServer,
+    Stranger(String),
+}
+
+fn judge(node: &ObservedNode, want: &Connect, attempt: Attempt, links: &Links) -> Verdict {
+    let (Some(was), Some((attach, first))) = (&node.negotiated, links.first()) else {
+        return Verdict::Fits;
+    };
+    let now = &first.negotiated;
+    let stranger = other_identity(was, now);
+    if let Some(why) = stranger
+        && !want.same_data
+    {
+        return Verdict::Stranger(why);
+    }
+    if was.identity != now.identity && node.session == Some(attach.session) {
+        return Verdict::OtherSession;
+    }
+    let kept = |link: &&ObservedLink| {
+        link.state == LinkState::Live && attempt.replace.is_none_or(|old| link.generation > old)
+    };
+    let terms = |n: &Negotiated| (n.flags, n.min_block, n.max_payload, n.incarnation);
+    if terms(was) != terms(now) && node.links.iter().any(|link| kept(&link)) {
+        return Verdict::OtherServer;
+    }
+    Verdict::Fits
+}
+
+/// What each slot's connection is to become.
 fn attaches(
     node: &ObservedNode,
     want: &Connect,
     session: Session,
     slots: &[Slot],
 ) -> Result<Vec<Attach>, LinkError> {
-    let works = |slot| {
-        let working = |l: &ObservedLink| matches!(l.state, LinkState::Live | LinkState::Draining);
-        node.links.iter().any(|l| l.slot == slot && working(l))
-    };
     let mut generation = node.generation;
     let mut all = Vec::new();
     for slot in slots {
         let used_up = || LinkError::Generations(want.node.clone());
         generation = generation.next().ok_or_else(used_up)?;
-        let had_links = node.session.is_some() && node.generation > Generation(0);
         all.push(Attach {
             session,
             slot: *slot,
             generation,
-            fence: (had_links && !works(*slot)).then_some(node.generation),
             steal: want.steal,
+            timeout: want.conduct.timeout,
         });
     }
     Ok(all)
-}
-
-/// The kernel has no ear for it yet: until it has, its own fences apply.
-fn say_fence(node: &NodeName, attach: &Attach, answer: &FenceAnswer) {
-    let slot = attach.slot;
-    match answer {
-        FenceAnswer::NotAsked => {}
-        FenceAnswer::Fenced(generation) => {
-            info!(%node, "node {node}: links of slot {slot} up to generation {generation} are fenced by the server");
-        }
-        FenceAnswer::Unsupported => {
-            debug!(%node, "node {node}: its server knows no fences");
-        }
-        FenceAnswer::Refused(why) => {
-            warn!(%node, "node {node}: the server didn't fence the lost link of slot {slot}: {why}");
-        }
-    }
 }
 
 async fn look<K: Kernel + 'static>(
     kernel: &Arc<K>,
     name: &NodeName,
 ) -> Result<ObservedNode, LinkError> {
-    let nodes = blocking(kernel, K::nodes).await?;
-    let node = nodes.into_iter().find(|n| n.name == *name);
+    let wanted = name.clone();
+    let node = blocking(kernel, move |kernel| kernel.node(&wanted)).await?;
     node.ok_or_else(|| LinkError::Gone(name.clone()))
 }
 
-fn request(
-    want: &Connect,
-    wanted: u32,
-    session: Session,
-    connections: Vec<(Attach, Connection)>,
-) -> Result<LinksSet, LinkError> {
+fn request(want: &Connect, session: Session, connections: Links) -> Result<LinksSet, LinkError> {
     let Some((_, first)) = connections.first() else {
         return Err(LinkError::Gone(want.node.clone()));
     };
     let zero_copy = want.zero_copy.unwrap_or(!first.same_host);
     let negotiated = first.negotiated.clone();
+    let wanted = if negotiated.flags.multi_conn() {
+        want.wanted
+    } else {
+        1
+    };
     let links = connections.into_iter().map(|(attach, connection)| NewLink {
         slot: attach.slot,
         generation: attach.generation,

@@ -10,10 +10,11 @@ use proptest::sample::Index;
 use super::run::Daemon;
 use super::*;
 use crate::kernel::sim::{Death, SimKernel, SimNodes, export};
-use crate::kernel::{Kernel, LinkState, NbdFlags, ObservedDevice};
+use crate::kernel::{Conduct, Kernel, LinkState, NbdFlags, ObservedDevice, Policy};
 use crate::plan::Allowed;
 use crate::table::DstArgs;
 use crate::topology::Topology;
+use crate::units::{Id, Millis};
 
 const NODES: u64 = 5;
 /// What each extent is cut from, so that ranges never overlap.
@@ -45,6 +46,37 @@ enum Event {
     Lose(Index),
     /// An export grows, or comes to announce multi-conn.
     Export(Index),
+    /// A node should treat a loss in another way.
+    Conduct(Index, usize),
+    /// The network cuts links that carry writes.
+    LoseWrites(Index),
+    /// A server comes back without what wasn't flushed.
+    Restart(Index),
+}
+
+/// Written and meant.
+fn conducts() -> [(&'static str, Conduct); 3] {
+    let default = Conduct::default();
+    let wait = Policy::QueueFor(Millis::seconds(300));
+    [
+        ("", default),
+        (
+            ", policy: error, timeout: 5s",
+            Conduct {
+                policy: Policy::Error,
+                timeout: Some(Millis::seconds(5)),
+                ..default
+            },
+        ),
+        (
+            ", policy: {queue_for: 5m}, quiesce: never",
+            Conduct {
+                policy: wait,
+                quiesce: None,
+                ..default
+            },
+        ),
+    ]
 }
 
 fn cells() -> impl Strategy<Value = Vec<(u64, u64)>> {
@@ -64,6 +96,9 @@ fn event() -> impl Strategy<Value = Event> {
         1 => (any::<Index>(), 1..5u64).prop_map(|(i, n)| Event::Links(i, n)),
         1 => any::<Index>().prop_map(Event::Lose),
         1 => any::<Index>().prop_map(Event::Export),
+        2 => (any::<Index>(), 0..3usize).prop_map(|(i, n)| Event::Conduct(i, n)),
+        1 => any::<Index>().prop_map(Event::LoseWrites),
+        1 => any::<Index>().prop_map(Event::Restart),
     ]
 }
 
@@ -82,6 +117,8 @@ struct World {
     devices: Vec<Extents>,
     links: Vec<u64>,
     sizes: Vec<u64>,
+    conducts: Vec<usize>,
+    starts: Vec<u8>,
     next_cell: Vec<u64>,
     next_name: u32,
 }
@@ -94,6 +131,8 @@ impl World {
             devices: Vec::new(),
             links: vec![2; NODES as usize],
             sizes: vec![1 << 20; NODES as usize],
+            conducts: vec![0; NODES as usize],
+            starts: vec![0; NODES as usize],
             next_cell: vec![0; NODES as usize],
             next_name: 0,
         };
@@ -103,14 +142,18 @@ impl World {
         world
     }
 
-    /// Every second node may have one link only.
+    /// Every second node may have one link only; every third tells who it is.
     fn publish(&self, node: u64) {
         let flags = if node.is_multiple_of(2) {
             NbdFlags::CAN_MULTI_CONN
         } else {
             0
         };
-        let export = export(self.sizes[node as usize], flags);
+        let mut export = export(self.sizes[node as usize], flags);
+        if node.is_multiple_of(3) {
+            export.identity = Some(Id([node as u8; 16]));
+            export.incarnation = Some(Id([self.starts[node as usize]; 16]));
+        }
         self.nodes
             .exports()
             .insert(format!("nbd://n{node}/"), export);
@@ -163,6 +206,18 @@ impl World {
                 self.sizes[node] += 1 << 10;
                 self.publish(node as u64);
             }
+            Event::Conduct(i, n) => self.conducts[i.index(NODES as usize)] = *n,
+            Event::LoseWrites(i) => {
+                let name = format!("n{}", i.index(NODES as usize)).parse().unwrap();
+                self.kernel.lose_writes(&name, &[0, 1], 3);
+            }
+            Event::Restart(i) => {
+                let node = i.index(NODES as usize);
+                self.starts[node] = self.starts[node].wrapping_add(1);
+                self.publish(node as u64);
+                let name = format!("n{node}").parse().unwrap();
+                self.kernel.lose_writes(&name, &[0, 1, 2, 3], 1);
+            }
             Event::Grow(..) | Event::Undo(_) | Event::Drop(_) => {}
         }
     }
@@ -170,7 +225,8 @@ impl World {
     fn topology(&self) -> Topology {
         let mut text = String::from("version: 1\nnodes:\n");
         for (i, links) in self.links.iter().enumerate() {
-            text += &format!("  n{i}: {{uri: \"nbd://n{i}/\", links: {links}}}\n");
+            let conduct = conducts()[self.conducts[i]].0;
+            text += &format!("  n{i}: {{uri: \"nbd://n{i}/\", links: {links}{conduct}}}\n");
         }
         text += "devices:\n";
         for (name, extents) in &self.devices {
@@ -210,6 +266,12 @@ impl World {
             prop_assert_eq!(
                 (live as u64, u64::from(node.wanted)),
                 (wanted, wanted),
+                "{}",
+                node.name
+            );
+            prop_assert_eq!(
+                node.conduct,
+                conducts()[self.conducts[i]].1,
                 "{}",
                 node.name
             );

@@ -14,6 +14,8 @@ use tokio::time::{Instant, sleep_until};
 use tracing::{debug, error, info, warn};
 
 use super::execute::{Executor, Mode};
+use super::fence::{Fencer, addresses};
+use super::files::{Files, Read};
 use super::observe::{Probes, Survey};
 use super::worker::{Answer, Report, Want, Worker};
 use crate::kernel::{Connector, Kernel, KernelError, KernelEvent};
@@ -22,7 +24,7 @@ use crate::table::DstArgs;
 use crate::topology::{Fingerprint, Item, Topology, TopologyErrors};
 use crate::units::{DeviceName, NodeName};
 
-/// How often topology files are looked at and the watchdog is fed.
+/// How often the watchdog is fed.
 const TICK: Duration = Duration::from_secs(2);
 /// How often the kernel is looked at when it says nothing.
 const IDLE: Duration = Duration::from_secs(10);
@@ -50,12 +52,16 @@ pub struct Daemon<K, C> {
     workers: BTreeMap<NodeName, Worker>,
     reports: mpsc::UnboundedSender<Report>,
     probes: Probes,
+    /// When each node was asked last.
+    asked: BTreeMap<NodeName, Instant>,
     /// Nodes whose task has said something, good or bad.
     tried: BTreeSet<NodeName>,
     /// Nodes to be asked again because the topology was re-read: their exports may have grown.
     refresh: BTreeSet<NodeName>,
     /// What was refused or noted last, so that it is logged once.
     said: BTreeSet<String>,
+    /// How often each node's server came back without acknowledged writes.
+    data_lost: BTreeMap<NodeName, u64>,
 }
 
 /// What a pass came to.
@@ -67,6 +73,14 @@ pub struct Pass {
     /// Nodes that lack links or facts.
     pub wanting: BTreeSet<NodeName>,
     pub refusals: usize,
+}
+
+/// What a look came to.
+struct Look {
+    survey: Survey,
+    plan: Plan,
+    /// Nodes that lack links or facts.
+    wants: BTreeMap<NodeName, Want>,
 }
 
 impl<K: Kernel + 'static, C: Connector> Daemon<K, C> {
@@ -83,9 +97,11 @@ impl<K: Kernel + 'static, C: Connector> Daemon<K, C> {
             workers: BTreeMap::new(),
             reports,
             probes: Probes::new(),
+            asked: BTreeMap::new(),
             tried: BTreeSet::new(),
             refresh: BTreeSet::new(),
             said: BTreeSet::new(),
+            data_lost: BTreeMap::new(),
         };
         daemon.replace(topology);
         daemon.refresh.clear();
@@ -122,16 +138,12 @@ impl<K: Kernel + 'static, C: Connector> Daemon<K, C> {
 
     /// Looks, plans and acts once.
     pub async fn pass(&mut self) -> Result<Pass, KernelError> {
-        let survey = Survey::take(&self.kernel, &self.topology, &self.probes).await?;
-        let plan = plan(&survey.desired, &survey.observed, &Allowed::default());
-        self.say(&plan);
-        let mut wants = self.fact_wants(&survey);
-        for step in &plan.steps {
-            if let Action::Connect(connect) = &step.action {
-                wants.insert(connect.node.clone(), Want::Links(connect.clone()));
-            }
-        }
-        let steps = steps_of_devices(&plan);
+        let look = self.look().await?;
+        self.say(&look.plan);
+        self.doubt(&look.plan);
+        // Nodes that are there don't wait for steps of devices, which may take long; others exist once a table names them.
+        self.tell(&look, true);
+        let steps = steps_of_devices(&look.plan);
         let executor = Executor {
             kernel: &self.kernel,
             connector: &self.connector,
@@ -139,16 +151,57 @@ impl<K: Kernel + 'static, C: Connector> Daemon<K, C> {
             mode: Mode::Lenient,
         };
         let failures = executor.execute(&steps, |_| {}).await;
-        // Told only now: a node exists in the kernel once a table names it.
-        for (name, worker) in &self.workers {
-            worker.tell(wants.get(name).cloned().unwrap_or_default());
-        }
+        self.tell(&look, false);
         Ok(Pass {
             steps: steps.len(),
             failures: failures.len(),
-            wanting: wants.into_keys().collect(),
-            refusals: plan.refusals.len(),
+            refusals: look.plan.refusals.len(),
+            wanting: look.wants.into_keys().collect(),
         })
+    }
+
+    /// What a node said a while ago keeps it from being connected: it isn't believed any longer. Connecting it checks the
+    /// same, and goes on until it is mended.
+    fn doubt(&mut self, plan: &Plan) {
+        for node in &plan.doubts {
+            if self.asked.get(node).is_none_or(|at| at.elapsed() >= IDLE) {
+                self.probes.remove(node);
+            }
+        }
+    }
+
+    /// Looks, and tells the nodes that are there what they lack: steps that failed have to wait, links needn't.
+    pub async fn glance(&self) -> Result<(), KernelError> {
+        let look = self.look().await?;
+        self.tell(&look, true);
+        Ok(())
+    }
+
+    async fn look(&self) -> Result<Look, KernelError> {
+        let survey = Survey::take(&self.kernel, &self.topology, &self.probes).await?;
+        let plan = plan(&survey.desired, &survey.observed, &Allowed::default());
+        let mut wants = self.fact_wants(&survey);
+        for step in &plan.steps {
+            if let Action::Connect(connect) = &step.action {
+                wants.insert(connect.node.clone(), Want::Links(connect.clone()));
+            }
+        }
+        Ok(Look {
+            survey,
+            plan,
+            wants,
+        })
+    }
+
+    /// Those that can be told at once, or all others.
+    fn tell(&self, look: &Look, at_once: bool) {
+        for (name, worker) in &self.workers {
+            let want = look.wants.get(name).cloned().unwrap_or_default();
+            let there = look.survey.observed.nodes.contains_key(name);
+            if at_once == (there || !matches!(want, Want::Links(_))) {
+                worker.tell(want);
+            }
+        }
     }
 
     /// Nodes that must be asked for their size and flags.
@@ -178,12 +231,36 @@ impl<K: Kernel + 'static, C: Connector> Daemon<K, C> {
         match answer {
             // What the kernel was told just now is newer than any probe.
             Answer::Connected => drop(self.probes.remove(&node)),
-            Answer::Facts(facts) => drop(self.probes.insert(node.clone(), Ok(*facts))),
+            Answer::Facts(facts) => {
+                self.asked.insert(node.clone(), Instant::now());
+                self.probes.insert(node.clone(), Ok(*facts));
+            }
             Answer::Failed(why) => drop(self.probes.insert(node.clone(), Err(why))),
         }
         self.refresh.remove(&node);
         self.tried.insert(node);
         true
+    }
+
+    /// Says what an operator must know of an event; what is to be done about it the next look tells.
+    pub fn note(&mut self, event: &KernelEvent) {
+        match event {
+            KernelEvent::DataLost { node, writes } => {
+                error!(%node, writes, "node {node}: its server is another incarnation, and {writes} acknowledged writes were not durable: each device that uses it fails its next flush, once; check what is on them");
+                *self.data_lost.entry(node.clone()).or_default() += 1;
+            }
+            KernelEvent::Fence {
+                node,
+                slot,
+                generation,
+                ambiguous,
+                reason,
+            } if *ambiguous > 0 => {
+                let why = reason.as_deref().unwrap_or("it is lost");
+                info!(%node, "node {node}: the link of slot {slot}, generation {generation}, left {ambiguous} ranges that it may still write ({why})");
+            }
+            other => debug!(event = ?other, "kernel event"),
+        }
     }
 
     /// Whether all that can be is as the topology says: what is left waits for nodes that were tried.
@@ -204,7 +281,8 @@ impl<K: Kernel + 'static, C: Connector> Daemon<K, C> {
         self.said = now;
     }
 
-    fn status(&self, pass: &Pass) -> String {
+    /// For systemd, and whoever asks it.
+    pub fn status(&self, pass: &Pass) -> String {
         let mut text = format!(
             "{} devices, {} nodes",
             self.topology.devices.len(),
@@ -220,6 +298,9 @@ impl<K: Kernel + 'static, C: Connector> Daemon<K, C> {
         }
         if pass.refusals > 0 {
             text += &format!("; {} changes refused (see `dstd plan`)", pass.refusals);
+        }
+        for (node, times) in &self.data_lost {
+            text += &format!("; DATA LOST by node {node} ({times} times, see the log)");
         }
         text
     }
@@ -262,6 +343,7 @@ fn steps_of_devices(plan: &Plan) -> Vec<Step> {
 struct Wakers {
     reports: mpsc::UnboundedReceiver<Report>,
     events: Option<mpsc::Receiver<KernelEvent>>,
+    files: Files,
     hangup: Signal,
     terminate: Signal,
     interrupt: Signal,
@@ -271,7 +353,8 @@ enum Wake {
     Report(Report),
     Event(KernelEvent),
     Time,
-    Reload,
+    Topology(Read),
+    Hangup,
     End,
 }
 
@@ -279,10 +362,12 @@ impl Wakers {
     fn new<K: Kernel>(
         kernel: &K,
         reports: mpsc::UnboundedReceiver<Report>,
+        files: Files,
     ) -> Result<Self, RunError> {
         let mut wakers = Self {
             reports,
             events: None,
+            files,
             hangup: signal(SignalKind::hangup())?,
             terminate: signal(SignalKind::terminate())?,
             interrupt: signal(SignalKind::interrupt())?,
@@ -304,6 +389,13 @@ impl Wakers {
         Ok(())
     }
 
+    /// Events that are there already.
+    fn drain(&mut self, mut note: impl FnMut(KernelEvent)) {
+        while let Some(event) = self.events.as_mut().and_then(|e| e.try_recv().ok()) {
+            note(event);
+        }
+    }
+
     async fn next(&mut self, until: Instant) -> Wake {
         let event = async {
             match &mut self.events {
@@ -315,7 +407,8 @@ impl Wakers {
             biased;
             _ = self.terminate.recv() => Wake::End,
             _ = self.interrupt.recv() => Wake::End,
-            _ = self.hangup.recv() => Wake::Reload,
+            _ = self.hangup.recv() => Wake::Hangup,
+            read = self.files.next() => Wake::Topology(read),
             Some(report) = self.reports.recv() => Wake::Report(report),
             event = event => match event {
                 Some(event) => Wake::Event(event),
@@ -336,45 +429,49 @@ pub async fn run<K: Kernel + 'static, C: Connector>(
     connector: Arc<C>,
     paths: Vec<PathBuf>,
 ) -> Result<(), RunError> {
-    let mut seen = Fingerprint::of(&paths);
+    let seen = Fingerprint::of(&paths);
     let (mut daemon, inbox) = Daemon::new(Arc::clone(&kernel), connector, Topology::load(&paths)?);
-    let mut wakers = Wakers::new(kernel.as_ref(), inbox)?;
+    let mut wakers = Wakers::new(kernel.as_ref(), inbox, Files::watch(paths, seen))?;
+    let fencer = Fencer::start(
+        Arc::clone(&kernel),
+        Arc::clone(&daemon.connector),
+        addresses(&daemon.topology),
+    );
     let mut schedule = Schedule::new();
     loop {
         if schedule.due() {
-            match daemon.pass().await {
-                Ok(pass) => {
-                    debug!(?pass, "pass");
-                    schedule.after(&pass);
-                    notify::state(schedule.ready(daemon.settled(&pass)), &daemon.status(&pass));
-                }
-                Err(error) if schedule.first => return Err(error.into()),
-                Err(error) => {
-                    error!("the kernel can't be looked at: {error}");
-                    schedule.after_failure();
-                }
-            }
-            schedule.first = false;
+            turn(&mut daemon, &mut schedule).await?;
         }
         notify::alive();
-        match wakers.next(schedule.wake()).await {
+        let changed = match wakers.next(schedule.wake()).await {
             Wake::End => break,
-            Wake::Reload => reload(&mut daemon, &paths, &mut schedule),
-            Wake::Report(report) => schedule.soon_if(daemon.hear(report)),
+            Wake::Hangup => {
+                wakers.files.read_again();
+                false
+            }
+            Wake::Topology(read) => {
+                reload(&mut daemon, &fencer, read, &mut schedule);
+                false
+            }
+            Wake::Report(report) => daemon.hear(report),
             Wake::Event(event) => {
-                debug!(?event, "kernel event");
-                schedule.soon_if(true);
+                daemon.note(&event);
+                // A node's loss is many events, and one reason to look.
+                wakers.drain(|event| daemon.note(&event));
+                true
             }
             Wake::Time => {
                 if let Err(error) = wakers.listen(kernel.as_ref()) {
                     debug!(%error, "no kernel events");
                 }
-                let now = Fingerprint::of(&paths);
-                if now != seen {
-                    seen = now;
-                    reload(&mut daemon, &paths, &mut schedule);
-                }
+                false
             }
+        };
+        if changed
+            && !schedule.soon()
+            && let Err(error) = daemon.glance().await
+        {
+            debug!(%error, "the kernel can't be looked at");
         }
     }
     info!("ending; devices and links stay as they are");
@@ -382,16 +479,38 @@ pub async fn run<K: Kernel + 'static, C: Connector>(
     Ok(())
 }
 
+async fn turn<K: Kernel + 'static, C: Connector>(
+    daemon: &mut Daemon<K, C>,
+    schedule: &mut Schedule,
+) -> Result<(), RunError> {
+    match daemon.pass().await {
+        Ok(pass) => {
+            debug!(?pass, "pass");
+            schedule.after(&pass);
+            notify::state(schedule.ready(daemon.settled(&pass)), &daemon.status(&pass));
+        }
+        Err(error) if schedule.first => return Err(error.into()),
+        Err(error) => {
+            error!("the kernel can't be looked at: {error}");
+            schedule.after_failure();
+        }
+    }
+    schedule.first = false;
+    Ok(())
+}
+
 fn reload<K: Kernel + 'static, C: Connector>(
     daemon: &mut Daemon<K, C>,
-    paths: &[PathBuf],
+    fencer: &Fencer,
+    read: Read,
     schedule: &mut Schedule,
 ) {
-    match Topology::load(paths) {
+    match read {
         Ok(topology) => {
             info!("topology read again");
+            fencer.tell(addresses(&topology));
             daemon.replace(topology);
-            schedule.soon_if(true);
+            schedule.soon();
         }
         Err(errors) => {
             error!("the topology has errors, the last good one stays in force:\n{errors}")
@@ -444,11 +563,13 @@ impl Schedule {
         self.retry = (self.retry * 2).min(LONGEST_RETRY);
     }
 
-    /// Not sooner than a failed pass allows.
-    fn soon_if(&mut self, changed: bool) {
-        if changed && self.retry == FIRST_RETRY {
+    /// Not sooner than a failed pass allows; false: it is later.
+    fn soon(&mut self) -> bool {
+        let may = self.retry == FIRST_RETRY;
+        if may {
             self.next = Instant::now();
         }
+        may
     }
 
     /// True once, when the daemon has first settled.

@@ -1,4 +1,4 @@
-//! What links of a node are told to be: session kept, generations that two daemons chose at once, fences, steal.
+//! What links of a node are told to be: session kept, generations that two daemons chose at once, steal.
 //! Against the simulated kernel and nodes.
 
 use std::sync::Arc;
@@ -9,12 +9,12 @@ use nix::errno::Errno;
 use super::links::{LinkError, connect};
 use crate::kernel::sim::{SimKernel, SimNodes, export};
 use crate::kernel::{
-    Access, Attach, ConnectError, Connection, Connector, DmUuid, Kernel, LinkState, NbdFlags,
-    ObservedNode, Probed,
+    Access, Attach, Conduct, ConnectError, Connection, Connector, DmUuid, Fence, Kernel, NbdFlags,
+    ObservedNode, Policy, Probed,
 };
 use crate::nbd::uri::NbdUri;
 use crate::plan::Connect;
-use crate::units::{Generation, NodeName, Session, Slot};
+use crate::units::{Generation, Id, NodeName, Session};
 
 struct World {
     kernel: Arc<SimKernel>,
@@ -38,6 +38,8 @@ fn want(links: u32) -> Connect {
         zero_copy: None,
         replace: None,
         steal: false,
+        same_data: false,
+        conduct: Conduct::default(),
     }
 }
 
@@ -69,29 +71,20 @@ impl World {
         connect(&self.kernel, &self.nodes, &uri(), want).await
     }
 
-    fn set_state(&self, slot: u32, to: LinkState) {
-        let mut state = self.kernel.state();
-        let node = state.nodes.get_mut(&node_a()).unwrap();
-        let link = node.links.iter_mut().find(|l| l.slot == Slot(slot));
-        link.unwrap().state = to;
-    }
-
-    /// What connections were told to be since this was asked last: slot, generation, fenced up to.
-    fn told(&self) -> Vec<(u32, u32, Option<u32>)> {
+    /// What connections were told to be since this was asked last: slot, generation.
+    fn told(&self) -> Vec<(u32, u32)> {
         let told = std::mem::take(&mut *self.nodes.attached());
-        told.iter()
-            .map(|a| (a.slot.0, a.generation.0, a.fence.map(|g| g.0)))
-            .collect()
+        told.iter().map(|a| (a.slot.0, a.generation.0)).collect()
     }
 }
 
 #[tokio::test]
-async fn the_first_links_make_a_session_and_fence_nothing() {
+async fn the_first_links_make_a_session() {
     let world = World::multi();
     let node = world.connect(&want(3)).await.unwrap();
     let sessions: Vec<Session> = world.nodes.attached().iter().map(|a| a.session).collect();
     assert_eq!(sessions, [node.session.unwrap(); 3]);
-    assert_eq!(world.told(), [(0, 1, None), (1, 2, None), (2, 3, None)]);
+    assert_eq!(world.told(), [(0, 1), (1, 2), (2, 3)]);
     // The kernel was given the very numbers that the server was told.
     let links: Vec<_> = node
         .links
@@ -102,7 +95,7 @@ async fn the_first_links_make_a_session_and_fence_nothing() {
 }
 
 #[tokio::test]
-async fn a_later_dstd_goes_on_with_the_kernels_session_and_fences_what_was_lost() {
+async fn a_later_dstd_goes_on_with_the_kernels_session() {
     let world = World::multi();
     let first = world.connect(&want(3)).await.unwrap();
     world.told();
@@ -116,8 +109,8 @@ async fn a_later_dstd_goes_on_with_the_kernels_session_and_fences_what_was_lost(
         .map(|a| a.session)
         .collect::<Vec<_>>();
     assert_eq!(sessions, [first.session.unwrap(); 2]);
-    // Slot 1 goes on: neither connected nor fenced.
-    assert_eq!(world.told(), [(0, 4, Some(3)), (2, 5, Some(3))]);
+    // Slot 1 goes on.
+    assert_eq!(world.told(), [(0, 4), (2, 5)]);
     assert_eq!(node.live, 3);
 }
 
@@ -132,27 +125,6 @@ async fn a_node_that_was_made_anew_has_a_new_session() {
         first.session.unwrap().client,
         second.session.unwrap().client
     );
-}
-
-#[tokio::test]
-async fn a_link_that_is_replaced_or_drains_is_not_fenced() {
-    let world = World::multi();
-    world.connect(&want(2)).await.unwrap();
-    world.told();
-    let replace = Connect {
-        replace: Some(Generation(1)),
-        ..want(2)
-    };
-    world.connect(&replace).await.unwrap();
-    assert_eq!(
-        world.told(),
-        [(0, 3, None)],
-        "slot 0 works until it is replaced"
-    );
-    world.set_state(1, LinkState::Draining);
-    world.set_state(0, LinkState::Lost);
-    world.connect(&want(2)).await.unwrap();
-    assert_eq!(world.told(), [(0, 4, Some(3)), (1, 5, None)]);
 }
 
 #[tokio::test]
@@ -174,7 +146,7 @@ async fn without_multi_conn_one_link_is_made_and_no_other_tried_again() {
     let world = World::new(0);
     let node = world.connect(&want(4)).await.unwrap();
     assert_eq!((node.live, node.wanted), (1, 1));
-    assert_eq!(world.told(), [(0, 1, None)]);
+    assert_eq!(world.told(), [(0, 1)]);
     let node = world.connect(&want(4)).await.unwrap();
     assert_eq!((node.live, node.generation), (1, Generation(1)));
 }
@@ -188,8 +160,12 @@ struct Rival {
 }
 
 impl Connector for Rival {
-    fn new_session(&self) -> Result<Session, ConnectError> {
-        self.world.nodes.new_session()
+    fn new_session(&self, first: Generation) -> Result<Session, ConnectError> {
+        self.world.nodes.new_session(first)
+    }
+
+    async fn fence(&self, uri: &NbdUri, fence: &Fence) -> Result<(), ConnectError> {
+        self.world.nodes.fence(uri, fence).await
     }
 
     async fn probe(&self, uri: &NbdUri) -> Result<Probed, ConnectError> {
@@ -236,7 +212,7 @@ async fn of_two_daemons_that_chose_the_same_generation_the_kernel_takes_one() {
 }
 
 #[tokio::test]
-async fn whoever_lost_the_race_takes_the_winners_session_and_fences_its_link() {
+async fn whoever_lost_the_race_takes_the_winners_session() {
     let (world, result) = against(1, true).await;
     let node = result.unwrap();
     assert_eq!((node.live, node.generation), (1, Generation(2)));
@@ -246,10 +222,7 @@ async fn whoever_lost_the_race_takes_the_winners_session_and_fences_its_link() {
     };
     assert_ne!(winner.session, loser.session);
     assert_eq!(again.session, winner.session);
-    assert_eq!(
-        (again.generation, again.fence),
-        (Generation(2), Some(Generation(1)))
-    );
+    assert_eq!(again.generation, Generation(2));
     assert_eq!(node.session, Some(winner.session));
 }
 
@@ -260,4 +233,62 @@ async fn a_race_that_is_lost_again_and_again_is_told() {
         LinkError::Kernel(error) => assert!(error.is(Errno::ESTALE), "{error}"),
         other => panic!("{other}"),
     }
+}
+
+#[tokio::test]
+async fn a_node_that_lost_its_settings_has_them_again_before_its_first_link() {
+    let world = World::multi();
+    let error = Conduct {
+        policy: Policy::Error,
+        ..Conduct::default()
+    };
+    let want = Connect {
+        conduct: error,
+        ..want(2)
+    };
+    let node = world.connect(&want).await.unwrap();
+    assert_eq!(node.conduct, error);
+    let calls = world.kernel.state().calls.clone();
+    assert_eq!(calls[2..], ["set_conduct a", "links_set a"]);
+    world.kernel.lose_links(&node_a(), &[0]);
+    world.connect(&want).await.unwrap();
+    assert_eq!(world.kernel.state().calls[4..], ["links_set a"]);
+}
+
+#[tokio::test]
+async fn links_that_agreed_on_something_else_are_made_anew_with_the_lost_one() {
+    let world = World::multi();
+    world.connect(&want(3)).await.unwrap();
+    world.kernel.lose_links(&node_a(), &[1]);
+    world.told();
+    let flags = NbdFlags::CAN_MULTI_CONN | NbdFlags::SEND_FUA;
+    let other = export(1000, flags);
+    world.nodes.exports().insert("nbd://a/".into(), other);
+    let node = world.connect(&want(3)).await.unwrap();
+    let links: Vec<_> = node.links.iter().map(|l| l.generation.0).collect();
+    assert_eq!(links, [4, 5, 6], "one server for all");
+    assert!(node.negotiated.unwrap().flags.has(NbdFlags::SEND_FUA));
+    // An export that only grew is no other.
+    world.kernel.lose_links(&node_a(), &[1]);
+    let grown = export(2000, flags);
+    world.nodes.exports().insert("nbd://a/".into(), grown);
+    let node = world.connect(&want(3)).await.unwrap();
+    let mut links: Vec<_> = node.links.iter().map(|l| l.generation.0).collect();
+    links.sort();
+    assert_eq!(links, [4, 6, 7]);
+}
+
+#[tokio::test]
+async fn a_session_begins_with_the_links_that_it_is_for() {
+    let world = World::multi();
+    let first = world.connect(&want(2)).await.unwrap().session.unwrap();
+    assert_eq!(first.first(), Generation(1));
+    world.kernel.lose_links(&node_a(), &[0, 1]);
+    let mut told = export(1000, NbdFlags::CAN_MULTI_CONN);
+    told.identity = Some(Id([1; 16]));
+    told.incarnation = Some(Id([1; 16]));
+    world.nodes.exports().insert("nbd://a/".into(), told);
+    let second = world.connect(&want(2)).await.unwrap().session.unwrap();
+    assert_eq!(second.first(), Generation(3));
+    assert_eq!(first.client, second.client);
 }

@@ -3,13 +3,13 @@
 use std::sync::Arc;
 
 use super::run::Daemon;
-use super::worker::Report;
+use super::worker::{Answer, Report};
 use super::*;
 use crate::kernel::sim::{SimKernel, SimNodes, export};
-use crate::kernel::{Kernel, NbdFlags, NodeState};
-use crate::plan::Allowed;
+use crate::kernel::{Conduct, Kernel, NbdFlags, Negotiated, NodeState, Policy};
+use crate::plan::{Allowed, plan};
 use crate::topology::Topology;
-use crate::units::NodeName;
+use crate::units::{Id, NodeName};
 
 const MULTI: u16 = NbdFlags::CAN_MULTI_CONN;
 
@@ -364,6 +364,186 @@ async fn the_role_is_stolen_for_the_named_node_only_and_the_plan_says_so() {
         said.len() == 1 && said[0].contains("connect node a, slot 0 1"),
         "{said:?}"
     );
+}
+
+fn with_settings(settings: &str) -> Topology {
+    let text =
+        format!("version: 1\nnodes: {{a: {{uri: \"nbd://a/\", links: 2{settings}}}}}\n{ONE}");
+    Topology::parse_one("test.yaml", text).unwrap()
+}
+
+#[tokio::test]
+async fn settings_come_before_the_first_link_and_change_without_a_reload() {
+    let world = World::new();
+    let apply_to = async |settings| {
+        world.kernel.state().calls.clear();
+        let topology = with_settings(settings);
+        let mut shown = Vec::new();
+        let progress = |step: &crate::plan::Step| shown.push(step.to_string());
+        let allowed = Allowed::default();
+        apply(&world.kernel, &world.nodes, &topology, &allowed, progress)
+            .await
+            .unwrap();
+        (world.kernel.state().calls.clone(), shown)
+    };
+    let (calls, shown) = apply_to(", policy: error, quiesce: never").await;
+    assert_eq!(
+        calls,
+        [
+            "create d",
+            "load d",
+            "set_conduct a",
+            "links_set a",
+            "resume d"
+        ]
+    );
+    assert_eq!(
+        shown[2],
+        "~ set node a: policy queue -> error, quiesce 10s -> never: the topology says so"
+    );
+    let conduct = world.node("a").conduct;
+    assert_eq!((conduct.policy, conduct.quiesce), (Policy::Error, None));
+
+    let (calls, shown) =
+        apply_to(", policy: {queue_for: 5m}, timeout: 1s, unknown_restart: eio").await;
+    assert_eq!(calls, ["set_conduct a"]);
+    assert_eq!(
+        shown,
+        [
+            "~ set node a: policy error -> queue_for 5m, quiesce never -> 10s, unknown_restart trust -> eio, \
+          timeout 30s -> 1s: the topology says so"
+        ]
+    );
+    let (calls, _) = apply_to("").await;
+    assert_eq!(calls, ["set_conduct a"]);
+    assert_eq!(world.node("a").conduct, Conduct::default());
+    let (calls, _) = apply_to("").await;
+    assert!(calls.is_empty(), "{calls:?}");
+}
+
+#[tokio::test]
+async fn a_node_whose_export_does_not_fit_gets_its_settings_all_the_same() {
+    let world = World::new();
+    world.apply(ONE).await.unwrap();
+    world.kernel.lose_links(&"a".parse().unwrap(), &[0, 1]);
+    let small = export(10, MULTI);
+    world.nodes.exports().insert("nbd://a/".into(), small);
+    let topology = with_settings(", policy: error");
+    let allowed = Allowed::default();
+    let (survey, _) = survey(&world.kernel, &world.nodes, &topology)
+        .await
+        .unwrap();
+    let plan = plan(&survey.desired, &survey.observed, &allowed);
+    assert!(
+        plan.to_string()
+            .contains("! node a: its export has 5120 bytes"),
+        "{plan}"
+    );
+    assert!(
+        plan.to_string()
+            .contains("~ set node a: policy queue -> error"),
+        "{plan}"
+    );
+}
+
+fn told(identity: u8) -> Negotiated {
+    Negotiated {
+        identity: Some(Id([identity; 16])),
+        incarnation: Some(Id([7; 16])),
+        ..export(1000, MULTI)
+    }
+}
+
+#[tokio::test]
+async fn another_export_at_a_nodes_address_is_refused_until_it_is_said_to_hold_the_same_data() {
+    let world = World::new();
+    let serves = |export| drop(world.nodes.exports().insert("nbd://a/".into(), export));
+    serves(told(1));
+    world.apply(ONE).await.unwrap();
+    let first = world.node("a");
+    world.kernel.lose_links(&"a".parse().unwrap(), &[0, 1]);
+    // A stock server tells nothing: then it isn't the one that told.
+    for (other, found) in [
+        (told(2), "02".repeat(16)),
+        (export(1000, MULTI), "doesn't tell".into()),
+    ] {
+        serves(other);
+        let error = world.apply(ONE).await.unwrap_err().to_string();
+        assert!(
+            error.contains(&found) && error.contains(&"01".repeat(16)),
+            "{error}"
+        );
+        assert!(error.contains("--same-data a allows it"), "{error}");
+        assert_eq!(world.node("a").live, 0);
+    }
+    serves(told(2));
+    let mut allowed = Allowed::default();
+    allowed.same_data.insert("a".parse().unwrap());
+    world.apply_allowed(ONE, &allowed).await.unwrap();
+    let node = world.node("a");
+    assert_eq!(node.live, 2);
+    assert_eq!(node.negotiated.unwrap().identity, Some(Id([2; 16])));
+    assert_ne!(
+        node.session, first.session,
+        "its server never knew the old links"
+    );
+    // From here on it is the node's.
+    world.kernel.lose_links(&"a".parse().unwrap(), &[0]);
+    world.apply(ONE).await.unwrap();
+    assert_eq!(world.node("a").live, 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_daemon_takes_no_other_export_and_goes_on_when_the_right_one_is_back() {
+    let world = World::new();
+    world.nodes.exports().insert("nbd://a/".into(), told(1));
+    let (mut daemon, mut inbox) =
+        Daemon::new(world.kernel.clone(), world.nodes.clone(), topology(ONE));
+    settle(&mut daemon, &mut inbox).await;
+    world.kernel.lose_links(&"a".parse().unwrap(), &[0, 1]);
+    world.nodes.exports().insert("nbd://a/".into(), told(2));
+    for _ in 0..5 {
+        daemon.pass().await.unwrap();
+        let report = inbox.recv().await.unwrap();
+        match &report.answer {
+            Answer::Failed(why) => assert!(why.contains("dstd apply --same-data a"), "{why}"),
+            other => panic!("{other:?}"),
+        }
+        daemon.hear(report);
+    }
+    assert_eq!(world.node("a").live, 0);
+    world.nodes.exports().insert("nbd://a/".into(), told(1));
+    settle(&mut daemon, &mut inbox).await;
+    assert_eq!(world.node("a").live, 2);
+}
+
+/// The wrong server is there just when the daemon asks for sizes; later the right one is back.
+#[tokio::test(start_paused = true)]
+async fn what_a_node_said_once_does_not_keep_it_away_for_ever() {
+    for wrong in [told(2), export(10, MULTI)] {
+        let world = World::new();
+        world.nodes.exports().insert("nbd://a/".into(), told(1));
+        let (mut daemon, mut inbox) =
+            Daemon::new(world.kernel.clone(), world.nodes.clone(), topology(ONE));
+        settle(&mut daemon, &mut inbox).await;
+        world.nodes.exports().insert("nbd://a/".into(), wrong);
+        daemon.replace(topology(ONE));
+        let mut refused = 0;
+        for pass in 0..30 {
+            refused += daemon.pass().await.unwrap().refusals;
+            match pass {
+                2 => world.kernel.lose_links(&"a".parse().unwrap(), &[0, 1]),
+                10 => drop(world.nodes.exports().insert("nbd://a/".into(), told(1))),
+                _ => {}
+            }
+            tokio::time::sleep(Duration::from_secs(5)).await;
+            while let Ok(report) = inbox.try_recv() {
+                daemon.hear(report);
+            }
+        }
+        assert!(refused > 0, "the wrong answer was never seen");
+        assert_eq!(world.node("a").live, 2);
+    }
 }
 
 fn made_by_hand(world: &World) {

@@ -6,16 +6,18 @@ use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
-use tracing::{info, warn};
+use tokio::time::{Instant, sleep, sleep_until};
+use tracing::{debug, info, warn};
 
+use super::backoff::Backoff;
 use super::links::connect;
 use crate::kernel::{Connector, Kernel, Negotiated};
 use crate::nbd::uri::NbdUri;
 use crate::plan::Connect;
 use crate::units::NodeName;
 
-const FIRST_PAUSE: Duration = Duration::from_millis(250);
-const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+/// Links of a node are made no more often than this.
+const FLAPPING: Duration = Duration::from_millis(250);
 
 /// What a node lacks.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -60,6 +62,7 @@ impl Worker {
     ) -> Self {
         let (want, wanted) = watch::channel(Want::Nothing);
         let task = Task {
+            said: String::new(),
             node,
             uri: uri.clone(),
             kernel,
@@ -85,6 +88,8 @@ impl Drop for Worker {
 }
 
 struct Task<K, C> {
+    /// What failed last, so that it is logged once.
+    said: String,
     node: NodeName,
     uri: NbdUri,
     kernel: Arc<K>,
@@ -93,38 +98,69 @@ struct Task<K, C> {
 }
 
 impl<K: Kernel + 'static, C: Connector> Task<K, C> {
-    async fn serve(self, mut wanted: watch::Receiver<Want>) {
-        let mut pause = FIRST_PAUSE;
-        while wanted.changed().await.is_ok() {
+    async fn serve(mut self, mut wanted: watch::Receiver<Want>) {
+        let mut backoff = Backoff::default();
+        let mut connected: Option<Instant> = None;
+        loop {
             let want = wanted.borrow_and_update().clone();
-            let answer = match want {
-                Want::Nothing => {
-                    pause = FIRST_PAUSE;
-                    continue;
-                }
-                Want::Facts => self.ask().await,
-                Want::Links(connect) => self.links(&connect).await,
-            };
-            let failed = matches!(answer, Answer::Failed(_));
-            // The report makes the loop look again, so what is still wanted is told anew and met after the pause.
-            let _ = self.reports.send(Report {
-                node: self.node.clone(),
-                uri: self.uri.clone(),
-                answer,
-            });
-            if failed {
-                tokio::time::sleep(jittered(pause)).await;
-                pause = (pause * 2).min(LONGEST_PAUSE);
+            if want == Want::Nothing {
+                backoff.reset();
+            } else if let Some(error) = self.meet(&want, &mut connected).await {
+                self.warn(error);
+                // Not told anew, so that nothing that is wrong elsewhere holds it up.
+                sleep(backoff.next()).await;
+                continue;
             } else {
-                pause = FIRST_PAUSE;
+                backoff.reset();
+                self.said.clear();
             }
+            if wanted.changed().await.is_err() {
+                return;
+            }
+        }
+    }
+
+    /// Why it couldn't be met.
+    async fn meet(&self, want: &Want, connected: &mut Option<Instant>) -> Option<String> {
+        let answer = match want {
+            Want::Nothing => return None,
+            Want::Facts => self.ask().await,
+            Want::Links(connect) => {
+                // A server that takes links and drops them at once isn't asked without end.
+                if let Some(last) = *connected {
+                    sleep_until(last + FLAPPING).await;
+                }
+                *connected = Some(Instant::now());
+                self.links(connect).await
+            }
+        };
+        let error = match &answer {
+            Answer::Failed(error) => Some(error.clone()),
+            _ => None,
+        };
+        // Whoever ended doesn't hear it.
+        let _ = self.reports.send(Report {
+            node: self.node.clone(),
+            uri: self.uri.clone(),
+            answer,
+        });
+        error
+    }
+
+    fn warn(&mut self, error: String) {
+        let node = &self.node;
+        if error == self.said {
+            debug!(%node, "node {node} is still not connected: {error}");
+        } else {
+            warn!(%node, "node {node} is not connected, will be tried again: {error}");
+            self.said = error;
         }
     }
 
     async fn ask(&self) -> Answer {
         match self.connector.probe(&self.uri).await {
             Ok(found) => Answer::Facts(Box::new(found.negotiated)),
-            Err(error) => self.failed(error.to_string()),
+            Err(error) => Answer::Failed(error.to_string()),
         }
     }
 
@@ -134,17 +170,7 @@ impl<K: Kernel + 'static, C: Connector> Task<K, C> {
                 info!(node = %self.node, "connected node {}: {} of {} links", self.node, node.live, node.wanted);
                 Answer::Connected
             }
-            Err(error) => self.failed(error.to_string()),
+            Err(error) => Answer::Failed(error.to_string()),
         }
     }
-
-    fn failed(&self, error: String) -> Answer {
-        warn!(node = %self.node, "node {} is not connected, will be tried again: {error}", self.node);
-        Answer::Failed(error)
-    }
-}
-
-/// Half to all of it, so that many nodes don't come back at the same moment.
-fn jittered(pause: Duration) -> Duration {
-    pause.mul_f64(rand::random_range(0.5..1.0))
 }

@@ -1,4 +1,4 @@
-//! The checks of a topology that need more than one value: references, overlaps, what this version can't do yet.
+//! The checks of a topology that need more than one value: references, overlaps.
 //! Called by load. Pure; what depends on sizes of nodes is left to `table`.
 
 use std::collections::BTreeMap;
@@ -6,9 +6,7 @@ use std::collections::BTreeMap;
 use super::error::{At, Path, Place, TopologyError};
 use super::load::{Entry, Topology, item_path};
 use super::nearest::nearest;
-use super::spec::{
-    DeviceSpec, DstItem, Item, LinearItem, NodeSpec, Policy, Quiesce, UnknownRestart, YesNo,
-};
+use super::spec::{DeviceSpec, DstItem, Item, LinearItem};
 use crate::table::{DstArgs, Line, TARGET};
 use crate::units::{BlockSize, DeviceName, NodeName, Sectors};
 
@@ -18,9 +16,6 @@ pub fn check(topology: &Topology) -> Vec<TopologyError> {
         errors: Vec::new(),
         uses: Vec::new(),
     };
-    for (name, node) in &topology.nodes {
-        checker.node(name, node);
-    }
     for (name, device) in &topology.devices {
         checker.device(name, device);
     }
@@ -65,35 +60,6 @@ impl<'a> Checker<'a> {
     fn wrong(&mut self, source: usize, path: &Path, at: At, message: String) {
         self.errors
             .push(self.topology.error(source, path, at, message));
-    }
-
-    fn node(&mut self, name: &NodeName, node: &Entry<NodeSpec>) {
-        let NodeSpec {
-            policy,
-            quiesce,
-            eof_fences,
-            unknown_restart,
-            ..
-        } = &node.spec;
-        let not_yet = [
-            ("policy", *policy != Policy::default(), "queue"),
-            ("quiesce", *quiesce != Quiesce::default(), "10s"),
-            ("eof_fences", *eof_fences != YesNo::default(), "no"),
-            (
-                "unknown_restart",
-                *unknown_restart != UnknownRestart::default(),
-                "trust",
-            ),
-        ];
-        for (key, differs, default) in not_yet {
-            if differs {
-                let path = Path::root().to("nodes").to(name.as_str()).to(key);
-                let message = format!(
-                    "this {key} is not supported yet by this version: leave it out, or write the default `{default}`"
-                );
-                self.wrong(node.source, &path, At::Value, message);
-            }
-        }
     }
 
     fn device(&mut self, name: &'a DeviceName, device: &'a Entry<DeviceSpec>) {

@@ -10,7 +10,7 @@ use std::time::Duration;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::de::{Deserialize, Deserializer, Error, Visitor};
 
-use crate::units::{BlockSize, DeviceName, NodeName, SLOTS_MAX, Sectors};
+use crate::units::{BlockSize, DeviceName, Millis, NodeName, SLOTS_MAX, Sectors};
 
 struct TextVisitor<T>(&'static str, PhantomData<T>);
 
@@ -128,7 +128,7 @@ impl FromStr for Version {
 }
 scalar!(Version, "Version", "the format's version, 1", { "const": 1 });
 
-/// A length of time, at least a millisecond.
+/// A length of time, also none; the node server's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TimeSpan(pub Duration);
 
@@ -141,7 +141,47 @@ impl FromStr for TimeSpan {
         })
     }
 }
-scalar!(TimeSpan, "TimeSpan", "a length of time such as 5m", { "type": "string" });
+
+impl FromStr for Millis {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let TimeSpan(length) = text.parse()?;
+        Self::exactly(length).ok_or_else(|| {
+            format!("`{text}` can't be had: write whole milliseconds, at least `1ms` and at most 49 days")
+        })
+    }
+}
+scalar!(Millis, "TimeSpan", "a length of time such as 5m", { "type": "string" });
+
+/// After how long without a byte a link with requests counts as lost. The kernel looks once a second.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Timeout(pub Millis);
+
+impl Timeout {
+    const LEAST: Millis = Millis::seconds(1);
+}
+
+impl Default for Timeout {
+    fn default() -> Self {
+        Self(Millis::seconds(30))
+    }
+}
+
+impl FromStr for Timeout {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let time: Millis = text.parse()?;
+        if time < Self::LEAST {
+            return Err(format!(
+                "a timeout of {time} is too short: write at least `1s`"
+            ));
+        }
+        Ok(Self(time))
+    }
+}
+scalar!(Timeout, "Timeout", "a length of time such as 30s", { "type": "string", "default": "30s" });
 
 /// Reads one of a few words; YAML's own true and false count as the words given for them.
 pub fn word<T: Copy>(found: &str, what: &str, words: &[(&str, T)]) -> Result<T, String> {

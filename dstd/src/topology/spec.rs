@@ -11,10 +11,10 @@ use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::Deserialize;
 use serde::de::{Deserializer, Error, MapAccess, Visitor};
 
-use super::scalar::{self, LinkCount, TimeSpan, Version, word};
+use super::scalar::{self, LinkCount, Timeout, Version, word};
 use crate::nbd::uri::NbdUri;
 use crate::table::Line;
-use crate::units::{BlockSize, DeviceName, NodeName, Sectors};
+use crate::units::{BlockSize, DeviceName, Millis, NodeName, Sectors};
 
 /// One topology file.
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
@@ -64,6 +64,9 @@ pub struct NodeSpec {
     /// What to do when it can't be told whether the server restarted.
     #[serde(default)]
     pub unknown_restart: UnknownRestart,
+    /// After how long without a byte a link with requests is lost; tenfold while a discard or a flush is under way.
+    #[serde(default)]
+    pub timeout: Timeout,
 }
 
 /// A local block device made of other storage.
@@ -130,19 +133,19 @@ pub struct RawItem(pub Line);
 pub enum Policy {
     #[default]
     Queue,
-    QueueFor(TimeSpan),
+    QueueFor(Millis),
     Error,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Quiesce {
-    After(TimeSpan),
+    After(Millis),
     Never,
 }
 
 impl Default for Quiesce {
     fn default() -> Self {
-        Self::After(TimeSpan(std::time::Duration::from_secs(10)))
+        Self::After(Millis::seconds(10))
     }
 }
 
@@ -285,7 +288,7 @@ impl<'de> Visitor<'de> for PolicyVisitor {
         #[derive(Deserialize)]
         #[serde(deny_unknown_fields)]
         struct QueueFor {
-            queue_for: TimeSpan,
+            queue_for: Millis,
         }
         let policy = QueueFor::deserialize(serde::de::value::MapAccessDeserializer::new(map))?;
         Ok(Policy::QueueFor(policy.queue_for))

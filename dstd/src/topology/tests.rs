@@ -1,6 +1,11 @@
 //! What each mistake in a topology says, and where; and that everything that is right is read.
 
+use proptest::prelude::*;
+
 use super::*;
+use crate::kernel::{self, Conduct};
+use crate::plan::{Observed, desire};
+use crate::units::Millis;
 
 fn errors(text: &str) -> String {
     Topology::parse_one("t.yaml", text).unwrap_err().to_string()
@@ -56,34 +61,59 @@ const WRONG_NODES: &[Wrong] = &[
         "`drop` is no policy",
     ),
     (
-        "nodes: {a: {uri: 'nbd://h/', policy: error}}",
-        "2:38",
-        "not supported yet by this version",
-    ),
-    (
-        "nodes: {a: {uri: 'nbd://h/', policy: {queue_for: 5m}}}",
-        "2:38",
-        "not supported yet by this version",
-    ),
-    (
         "nodes: {a: {uri: 'nbd://h/', policy: {queue_for: soon}}}",
         "2:50",
         "`soon` is no length of time",
     ),
     (
-        "nodes: {a: {uri: 'nbd://h/', quiesce: never}}",
+        "nodes: {a: {uri: 'nbd://h/', policy: {queue_for: 0s}}}",
+        "2:50",
+        "`0s` can't be had: write whole milliseconds, at least `1ms`",
+    ),
+    (
+        "nodes: {a: {uri: 'nbd://h/', policy: {queue_for: 50d}}}",
+        "2:50",
+        "at most 49 days",
+    ),
+    (
+        "nodes: {a: {uri: 'nbd://h/', policy: {wait: 5m}}}",
         "2:39",
-        "not supported yet by this version",
+        "unknown key `wait`, expected `queue_for`",
     ),
     (
-        "nodes: {a: {uri: 'nbd://h/', eof_fences: yes}}",
+        "nodes: {a: {uri: 'nbd://h/', policy: {}}}",
+        "2:38",
+        "missing key `queue_for`",
+    ),
+    (
+        "nodes: {a: {uri: 'nbd://h/', quiesce: 1500us}}",
+        "2:39",
+        "whole milliseconds",
+    ),
+    (
+        "nodes: {a: {uri: 'nbd://h/', quiesce: no}}",
+        "2:39",
+        "`no` is no length of time",
+    ),
+    (
+        "nodes: {a: {uri: 'nbd://h/', eof_fences: perhaps}}",
         "2:42",
-        "not supported yet by this version",
+        "`perhaps` is no answer: write yes or no",
     ),
     (
-        "nodes: {a: {uri: 'nbd://h/', unknown_restart: eio}}",
+        "nodes: {a: {uri: 'nbd://h/', unknown_restart: panic}}",
         "2:47",
-        "not supported yet by this version",
+        "`panic` is no unknown_restart setting: write trust or eio",
+    ),
+    (
+        "nodes: {a: {uri: 'nbd://h/', timeout: 999ms}}",
+        "2:39",
+        "a timeout of 999ms is too short: write at least `1s`",
+    ),
+    (
+        "nodes: {a: {uri: 'nbd://h/', timeout: never}}",
+        "2:39",
+        "`never` is no length of time",
     ),
     (
         "nodes:\n  a: {uri: 'nbd://h/'}\n  a: {uri: 'nbd://i/'}",
@@ -219,11 +249,12 @@ nodes:
   beta:
     uri: nbd://storage2.example/archive
     links: 2
-    policy: queue
-    quiesce: 10s
-    eof_fences: no
+    policy: {queue_for: 5m}
+    quiesce: never
+    eof_fences: yes
     zero_copy: off
-    unknown_restart: trust
+    unknown_restart: eio
+    timeout: 1m 30s 500ms
 devices:
   archive:
     block_size: 4096
@@ -239,6 +270,11 @@ devices:
     .unwrap();
     let beta = &topology.nodes[&"beta".parse().unwrap()].spec;
     assert_eq!((beta.links.0, beta.zero_copy), (2, ZeroCopy::Off));
+    assert_eq!(beta.policy, Policy::QueueFor(Millis::seconds(300)));
+    assert_eq!(beta.quiesce, Quiesce::Never);
+    assert_eq!(beta.eof_fences, YesNo::Yes);
+    assert_eq!(beta.unknown_restart, UnknownRestart::Eio);
+    assert_eq!(beta.timeout.0, Millis(90_500));
     let archive = &topology.devices[&"archive".parse().unwrap()].spec;
     assert_eq!(archive.table.len(), 4);
     assert_eq!(
@@ -253,7 +289,7 @@ fn an_error_shows_its_line() {
     assert_eq!(
         found,
         "t.yaml:2:30: nodes.a: unknown key `lnks`, expected one of `uri`, `links`, `policy`, `quiesce`, \
-         `eof_fences`, `zero_copy`, `unknown_restart`; did you mean `links`?\n    \
+         `eof_fences`, `zero_copy`, `unknown_restart`, `timeout`; did you mean `links`?\n    \
          nodes: {a: {uri: 'nbd://h/', lnks: 2}}\n                                 ^"
     );
 }
@@ -371,4 +407,61 @@ fn anchors_work_and_their_errors_have_a_place() {
     let text = "version: 1\nnodes:\n  a: &n {uri: 'nbd://h/', links: 2}\n  b: *n\n";
     let topology = Topology::parse_one("t.yaml", text).unwrap();
     assert_eq!(topology.nodes[&"b".parse().unwrap()].spec.links.0, 2);
+}
+
+/// What a topology says, and what is left out, is what the kernel will be told.
+#[test]
+fn settings_that_are_left_out_are_the_kernels_own() {
+    let spelt = "policy: queue, quiesce: 10s, eof_fences: no, unknown_restart: trust, timeout: 30s";
+    let text =
+        format!("version: 1\nnodes: {{a: {{uri: 'nbd://h/'}}, b: {{uri: 'nbd://h/', {spelt}}}}}\n");
+    let topology = Topology::parse_one("t.yaml", text).unwrap();
+    for name in ["a", "b"] {
+        assert_eq!(conduct(&topology, name), Conduct::default(), "{name}");
+    }
+}
+
+fn conduct(topology: &Topology, name: &str) -> Conduct {
+    let desired = desire(topology, &Observed::default(), &Default::default());
+    desired.nodes[&name.parse().unwrap()].conduct
+}
+
+/// As an operator writes it.
+fn written(conduct: &Conduct) -> String {
+    let policy = match conduct.policy {
+        kernel::Policy::QueueFor(time) => format!("{{queue_for: {time}}}"),
+        other => other.to_string(),
+    };
+    let others = conduct
+        .words()
+        .into_iter()
+        .filter(|(name, _)| *name != "policy");
+    let others = others.map(|(name, word)| format!(", {name}: {word}"));
+    format!("policy: {policy}{}", others.collect::<String>())
+}
+
+proptest! {
+    #[test]
+    fn any_settings_survive_being_written(
+        kind in 0..3, times: [u32; 3], never: bool, eof_fences: bool, eio: bool,
+    ) {
+        let time = |n: u32| Millis(n.clamp(1, u32::MAX - 1));
+        let written_down = Conduct {
+            policy: match kind {
+                0 => kernel::Policy::Queue,
+                1 => kernel::Policy::Error,
+                _ => kernel::Policy::QueueFor(time(times[0])),
+            },
+            quiesce: (!never).then(|| time(times[1])),
+            eof_fences,
+            unknown_restart: if eio { kernel::UnknownRestart::Eio } else { kernel::UnknownRestart::Trust },
+            timeout: Some(time(times[2].max(1000))),
+        };
+        let text = format!(
+            "version: 1\nnodes: {{a: {{uri: 'nbd://h/', {}}}}}\n", written(&written_down)
+        );
+        let topology = Topology::parse_one("t.yaml", text.as_str());
+        prop_assert!(topology.is_ok(), "{}\n{:?}", text, topology);
+        prop_assert_eq!(conduct(&topology.unwrap(), "a"), written_down);
+    }
 }

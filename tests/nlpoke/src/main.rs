@@ -116,6 +116,20 @@ fn text(event: &KernelEvent) -> String {
                 slot.0, generation.0
             )
         }
+        KernelEvent::Fence {
+            node,
+            slot,
+            generation,
+            ambiguous,
+            reason,
+        } => {
+            let reason = or_dash(reason);
+            format!(
+                "fence {node} {} {} ambiguous {ambiguous}: {reason}",
+                slot.0, generation.0
+            )
+        }
+        KernelEvent::DataLost { node, writes } => format!("data lost {node} {writes}"),
         KernelEvent::Overflow => "overflow".to_owned(),
     }
 }

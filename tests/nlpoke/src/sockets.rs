@@ -93,8 +93,8 @@ impl Sockets {
             session: Session::default(),
             slot: Slot(0),
             generation: Generation(1),
-            fence: None,
             steal: false,
+            timeout: None,
         };
         let connection = runtime.block_on(dstd::nbd::connect(&uri, &attach, LIMIT))?;
         Ok(self.keep(connection.socket))

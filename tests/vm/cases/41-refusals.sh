@@ -39,7 +39,8 @@ test_bad_topologies() {
     with_node 'alpha: {uri: "http://10.0.0.1/a"}' | bad_yaml 3:16 'nodes.alpha.uri: scheme `http` isn'
     with_node 'alpha: {uri: "nbds://10.0.0.1/a"}' | bad_yaml 3:16 "nodes.alpha.uri: nbds:// isn't supported: TLS is not supported yet"
     with_node 'alpha: {uri: "nbd://10.0.0.1/a", links: 33}' | bad_yaml 3:43 'nodes.alpha.links: `33` is no number of links'
-    with_node 'alpha: {uri: "nbd://10.0.0.1/a", policy: error}' | bad_yaml 3:44 'this policy is not supported yet by this version'
+    with_node 'alpha: {uri: "nbd://10.0.0.1/a", policy: drop}' | bad_yaml 3:44 'nodes.alpha.policy: `drop` is no policy'
+    with_node 'alpha: {uri: "nbd://10.0.0.1/a", timeout: 10ms}' | bad_yaml 3:45 'nodes.alpha.timeout: a timeout of 10ms is too short'
     with_node 'al/pha: {uri: "nbd://10.0.0.1/a"}' | bad_yaml 3:3 'nodes: `al/pha` is no node name'
     { with_node 'alpha: {uri: "nbd://10.0.0.1/a"}' && echo '  alpha: {uri: "nbd://10.0.0.2/a"}'; } |
         bad_yaml 4:3 'nodes: the key `alpha` stands here a second time'
