@@ -16,8 +16,8 @@ use crate::sector::{self, SECTOR};
 
 /// Tries to find a range that nobody writes, before it reads instead.
 const TRIES: usize = 8;
-/// A device that fails at once must not fill the ledger with failures.
-const AFTER_ERROR: Duration = Duration::from_millis(20);
+/// Between two tries of the final pass.
+const AGAIN: Duration = Duration::from_millis(20);
 /// Sectors of one read of the final pass.
 const FINAL_READ: u64 = 64;
 
@@ -35,6 +35,8 @@ pub struct Plan {
     pub contend: bool,
     /// Stop after so many operations.
     pub ops: u64,
+    /// A device that fails at once must not be asked for nothing else.
+    pub after_error: Duration,
 }
 
 /// CLOCK_MONOTONIC, which does not differ between processes.
@@ -108,7 +110,7 @@ impl<'a> Load<'a> {
         let mut worker = Worker::new(self, number + 1);
         while !self.is_over() {
             if worker.step().is_err() {
-                std::thread::sleep(AFTER_ERROR);
+                std::thread::sleep(self.plan.after_error);
             }
         }
     }
@@ -128,7 +130,7 @@ impl<'a> Load<'a> {
                 if now() > deadline {
                     return Err(error);
                 }
-                std::thread::sleep(AFTER_ERROR);
+                std::thread::sleep(AGAIN);
             }
         }
         let mut ledger = self.ledger();

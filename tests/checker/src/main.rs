@@ -77,6 +77,9 @@ struct Args {
     /// Seconds for the last pass to read what can't be read at first
     #[arg(long, default_value_t = 60)]
     patience: u64,
+    /// Milliseconds that a thread rests after an error
+    #[arg(long, default_value_t = 20)]
+    after_error: u64,
     /// Print the time, as --fenced-file wants it, and end
     #[arg(long)]
     now: bool,
@@ -123,6 +126,7 @@ fn plan(args: &Args, seed: u64) -> Plan {
         flushes: args.flushes,
         contend: args.contend,
         ops: args.ops,
+        after_error: Duration::from_millis(args.after_error),
     }
 }
 

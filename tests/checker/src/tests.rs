@@ -134,16 +134,25 @@ impl Medium for Memory {
     }
 }
 
-fn report(medium: &dyn Medium, seed: u64, contend: bool, ops: u64) -> serde_json::Value {
-    let plan = Plan {
+fn small_plan(seed: u64) -> Plan {
+    Plan {
         seed,
         threads: 4,
         longest: 16,
         block: 1,
         zeroings: 5,
         flushes: 2,
+        contend: false,
+        ops: 0,
+        after_error: Duration::ZERO,
+    }
+}
+
+fn report(medium: &dyn Medium, seed: u64, contend: bool, ops: u64) -> serde_json::Value {
+    let plan = Plan {
         contend,
         ops,
+        ..small_plan(seed)
     };
     let load = Load::new(plan, LAYOUT, medium);
     load.fill().expect("the first values");
@@ -216,6 +225,27 @@ fn wrong_disks_are_flagged() {
 }
 
 #[test]
+fn the_last_pass_reads_every_sector() {
+    for place in [0, 23, 24, 47] {
+        let medium = Memory::default();
+        let plan = Plan {
+            ops: 0,
+            ..small_plan(1)
+        };
+        let load = Load::new(plan, LAYOUT, &medium);
+        load.fill().expect("the first values");
+        medium.lock().bytes[LAYOUT.sector(place) as usize * SECTOR + 100] ^= 1;
+        load.finish(Duration::ZERO).expect("the last pass");
+        let report = load.ledger().report(1, 0);
+        assert_eq!(
+            report["violation"]["sector"],
+            LAYOUT.sector(place),
+            "{report}"
+        );
+    }
+}
+
+#[test]
 fn a_fence_line_names_a_time_and_sectors() -> Result<()> {
     assert_eq!(fence("fenced 17")?, (17, 0..=u64::MAX));
     assert_eq!(fence("fenced 17 100 200")?, (17, 100..=200));
@@ -230,17 +260,7 @@ fn a_fence_file_is_followed_line_by_line() -> Result<()> {
     let dir = tempfile::tempdir()?;
     let path = dir.path().join("fences");
     let medium = Memory::default();
-    let plan = Plan {
-        seed: 1,
-        threads: 1,
-        longest: 1,
-        block: 1,
-        zeroings: 0,
-        flushes: 0,
-        contend: false,
-        ops: 0,
-    };
-    let load = Load::new(plan, LAYOUT, &medium);
+    let load = Load::new(small_plan(1), LAYOUT, &medium);
     let mut fences = Fences::new(Some(&path));
     let count = |fences: &mut Fences, text: &str| -> Result<_> {
         fs::write(&path, text)?;
