@@ -463,6 +463,33 @@ fn bytes_and_messages_are_spoilt() {
     assert!(is_quiet(&mut *wire.client));
 }
 
+/// Every rule counts every message; two whose turn it is at the same one fire one after the other.
+#[test]
+fn rules_take_turns() {
+    let bench = Bench::new();
+    let mut wire = bench.wire();
+    bench.ctl("arm request nth 2 do hold");
+    bench.ctl("arm request nth 2 do hold");
+    send(
+        &mut *wire.client,
+        &[
+            write(1, 0, 10),
+            write(2, 0, 10),
+            write(3, 0, 10),
+            write(4, 0, 10),
+        ]
+        .concat(),
+    );
+    assert_eq!(
+        receive(&mut *wire.server, 76),
+        [write(1, 0, 10), write(4, 0, 10)].concat()
+    );
+    bench.ctl("release 2");
+    assert_eq!(receive(&mut *wire.server, 38), write(3, 0, 10));
+    bench.ctl("release 1");
+    assert_eq!(receive(&mut *wire.server, 38), write(2, 0, 10));
+}
+
 #[test]
 fn new_clients_are_reset_or_kept_waiting() {
     let bench = Bench::new();
