@@ -42,6 +42,7 @@
 /* A reason fits one line of a log and one word of the status. */
 #define DMDST_REASON_MAX	96
 
+struct genl_family;
 struct dmdst_node;
 struct dmdst_target;
 struct dmdst_link;
@@ -137,6 +138,7 @@ struct dmdst_fences {
 	struct hlist_node	grave;	/* from here on: while there is no node */
 	char			name[DMDST_NAME_MAX + 1];
 	u32			generation;
+	u32			quiesce;
 };
 
 struct dmdst_fences *dmdst_fences_get(const char *name);
@@ -262,12 +264,6 @@ void dmdst_node_put(struct dmdst_node *node);
 void dmdst_node_unuse(struct dmdst_node *node);
 unsigned int dmdst_nodes_seq(void);
 struct dmdst_node *dmdst_node_nth(unsigned long n);
-struct dmdst_need dmdst_node_need(struct dmdst_node *node);
-int dmdst_node_add_use(struct dmdst_use *use, char *reason);
-void dmdst_node_del_use(struct dmdst_use *use);
-bool dmdst_node_fits(struct dmdst_node *node, const struct dmdst_export *export,
-		     char *reason);
-void dmdst_node_refuse(struct dmdst_node *node, const char *reason);
 void dmdst_node_links_up(struct dmdst_node *node, struct list_head *fresh,
 			 const struct dmdst_export *export,
 			 const struct dmdst_incarnation *incarnation,
@@ -290,6 +286,16 @@ void dmdst_node_fail_pending(struct dmdst_node *node);
 void dmdst_node_fail_waiting(struct dmdst_node *node);
 const char *dmdst_node_state_name(enum dmdst_node_state state);
 
+/* ---- use.c ---- */
+
+struct dmdst_need dmdst_node_need(struct dmdst_node *node);
+int dmdst_node_add_use(struct dmdst_use *use, char *reason);
+void dmdst_node_del_use(struct dmdst_use *use);
+bool dmdst_node_fits(struct dmdst_node *node, const struct dmdst_export *export,
+		     char *reason);
+void dmdst_node_refuse(struct dmdst_node *node, const char *reason);
+void dmdst_node_tell_uses(struct dmdst_node *node);
+
 /* ---- tick.c: what a node looks at once a second ---- */
 
 void dmdst_tick_init(struct dmdst_node *node);
@@ -307,6 +313,7 @@ struct dmdst_slot {
 	u32			loss;	/* losses known when it was used */
 	u32			since;	/* jiffies */
 	bool			warned;	/* that it is slow */
+	bool			refused; /* ESHUTDOWN: no other answer will come */
 };
 
 /* The batch being sent. Owned by send_work but for what says link->lock. */
@@ -358,6 +365,7 @@ struct dmdst_link {
 	unsigned int		nr_long; /* with a slot, and may take long */
 	bool			fail;	/* when lost: fail what it carries */
 	bool			fenced;	/* nothing it carried can be applied */
+	bool			reset;	/* a send or receive said so */
 	u32			birth;	/* node->flush.birth when it came */
 	u16			free[DMDST_DEPTH];
 	struct dmdst_slot	slots[DMDST_DEPTH];
@@ -449,8 +457,16 @@ void dmdst_target_node_is_live(struct dmdst_target *t);
 
 /* ---- netlink.c ---- */
 
+/* Of the family's multicast groups. */
+#define DMDST_GROUP_EVENTS	0
+
+extern struct genl_family dmdst_family;
+
 int dmdst_netlink_init(void);
 void dmdst_netlink_exit(void);
+
+/* ---- event.c ---- */
+
 void dmdst_netlink_node_event(struct dmdst_node *node);
 void dmdst_netlink_link_event(struct dmdst_link *link,
 			      enum dmdst_link_state state, int err, const char *why);

@@ -73,6 +73,7 @@ void dmdst_fences_bury(struct dmdst_node *node)
 	       node->name, dmdst_fence_ambiguous(node, NULL));
 	strscpy(fences->name, node->name, sizeof(fences->name));
 	fences->generation = node->generation;
+	fences->quiesce = READ_ONCE(node->conduct.quiesce);
 	kref_get(&fences->ref);
 	hash_add(dmdst_graves, &fences->grave, dmdst_name_hash(fences->name));
 }

@@ -194,12 +194,24 @@ static void dmdst_link_take_sendq(struct dmdst_link *link, struct list_head *uns
 	list_splice_tail_init(&link->sendq, unsent);
 }
 
-/* May a write that was not answered be applied after this? */
+/*
+ * Did the server close the connection in order? Who reads on after a reset, a
+ * time-out or an abort finds end of file, too; only a FIN sets SOCK_DONE.
+ */
+static bool dmdst_link_was_closed(struct dmdst_link *link)
+{
+	struct sock *sk = link->sock->sk;
+
+	lockdep_assert_held(&link->lock);
+	return link->rx.eof &&
+	       (sk_is_tcp(sk) ? sock_flag(sk, SOCK_DONE) : !link->reset);
+}
+
+/* May a write that was not answered be applied after this? No: it's fenced. */
 static bool dmdst_link_is_fenced(struct dmdst_link *link)
 {
-	lockdep_assert_held(&link->lock);
-	return link->fenced ||
-	       (link->rx.eof && READ_ONCE(link->node->conduct.eof_fences));
+	return link->fenced || (READ_ONCE(link->node->conduct.eof_fences) &&
+				dmdst_link_was_closed(link));
 }
 
 /*
@@ -231,7 +243,10 @@ static void dmdst_link_collect(struct dmdst_link *link, struct list_head *moved,
 	spin_unlock(&link->lock);
 }
 
-/* What the link carried goes on elsewhere, back to device-mapper, or ends. */
+/*
+ * What the link carried goes on elsewhere, back to device-mapper, or ends.
+ * "Would block" is no answer any more for what a server may have done.
+ */
 static void dmdst_link_move_on(struct dmdst_link *link, struct list_head *reqs)
 {
 	bool fail = READ_ONCE(link->fail);
@@ -239,6 +254,8 @@ static void dmdst_link_move_on(struct dmdst_link *link, struct list_head *reqs)
 
 	list_for_each_entry_safe(req, next, reqs, list) {
 		list_del_init(&req->list);
+		if (req->bio)
+			req->bio->bi_opf &= ~REQ_NOWAIT;
 		if (fail)
 			dmdst_req_end(req, BLK_STS_TRANSPORT);
 		else if (req->bio && dm_noflush_suspending(req->target->ti))
@@ -300,25 +317,26 @@ void dmdst_link_flush_gone(void)
 	synchronize_net();
 }
 
-/* Any context that may take link->lock. Positive @err; 0 is an orderly end. */
-void dmdst_link_lose(struct dmdst_link *link, int err, const char *why)
+static void dmdst_link_do_lose(struct dmdst_link *link, int err, const char *why)
 {
-	bool first;
-
-	spin_lock(&link->lock);
-	first = dmdst_link_move(link, DMDST_LINK_LOST);
-	if (first) {
-		link->err = err;
-		link->why = why;
-	}
-	spin_unlock(&link->lock);
-
-	if (!first)
+	lockdep_assert_held(&link->lock);
+	link->reset |= err == ECONNRESET;
+	if (!dmdst_link_move(link, DMDST_LINK_LOST))
 		return;
+	link->err = err;
+	link->why = why;
 	if (err)
 		DMWARN("node %s: link %u generation %u lost: %s (%d)",
 		       link->node->name, link->slot, link->generation, why, -err);
 	queue_work(dmdst_down_wq, &link->down_work);
+}
+
+/* Any context that may take link->lock. Positive @err; 0 is an orderly end. */
+void dmdst_link_lose(struct dmdst_link *link, int err, const char *why)
+{
+	spin_lock(&link->lock);
+	dmdst_link_do_lose(link, err, why);
+	spin_unlock(&link->lock);
 }
 
 static bool dmdst_link_is_idle(struct dmdst_link *link)
@@ -345,15 +363,15 @@ void dmdst_link_drain(struct dmdst_link *link)
 		dmdst_link_lose(link, 0, "drained");
 }
 
-/* Ends the link now. What it carries moves on. */
+/*
+ * Ends the link now. What it carries moves on. An orderly end is one of a link
+ * that carries nothing; no request may come in between.
+ */
 void dmdst_link_cut(struct dmdst_link *link, const char *why)
 {
-	bool idle;
-
 	spin_lock(&link->lock);
-	idle = dmdst_link_is_idle(link);
+	dmdst_link_do_lose(link, dmdst_link_is_idle(link) ? 0 : ECANCELED, why);
 	spin_unlock(&link->lock);
-	dmdst_link_lose(link, idle ? 0 : ECANCELED, why);
 }
 
 /* The same, and what it carries fails; @only_busy: if it carries something. */
@@ -365,9 +383,9 @@ void dmdst_link_fail(struct dmdst_link *link, bool only_busy, const char *why)
 	idle = dmdst_link_is_idle(link);
 	if (!idle)
 		WRITE_ONCE(link->fail, true);
-	spin_unlock(&link->lock);
 	if (!idle || !only_busy)
-		dmdst_link_lose(link, idle ? 0 : ECANCELED, why);
+		dmdst_link_do_lose(link, idle ? 0 : ECANCELED, why);
+	spin_unlock(&link->lock);
 }
 
 /* Its server has closed it and won't apply anything it carried. */
@@ -375,8 +393,8 @@ void dmdst_link_fenced(struct dmdst_link *link)
 {
 	spin_lock(&link->lock);
 	link->fenced = true;
+	dmdst_link_do_lose(link, ECONNRESET, "fenced by its server");
 	spin_unlock(&link->lock);
-	dmdst_link_lose(link, ECONNRESET, "fenced by its server");
 }
 
 /* ---- time ---- */

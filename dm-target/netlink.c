@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * The generic netlink family "dm-dst": how dstd sees nodes, hands over
- * sockets and hears of losses. Checks privilege and every attribute, says in
+ * The generic netlink family "dm-dst": how dstd sees nodes and hands over
+ * sockets; how it hears of losses is event.c's. Checks privilege and every attribute, says in
  * an extack text why it refuses, and changes nothing when it does. Never
  * waits for I/O or for a link to end. Spec: docs/netlink/dm-dst.yaml.
  */
@@ -15,8 +15,6 @@
 
 /* A node with all its links, as many that still drain, and all old ones. */
 #define DMDST_NODE_MSG_SIZE	12288
-
-static struct genl_family dmdst_family;
 
 /* ---- checks ---- */
 
@@ -278,6 +276,13 @@ static int dmdst_nl_node_get(struct sk_buff *skb, struct genl_info *info)
 	mutex_unlock(&node->conf);
 	dmdst_node_put(node);
 	return ret;
+}
+
+/* A message without room for one node would end the dump. */
+static int dmdst_nl_node_dump_start(struct netlink_callback *cb)
+{
+	cb->min_dump_alloc = DMDST_NODE_MSG_SIZE;
+	return 0;
 }
 
 static int dmdst_nl_node_dump(struct sk_buff *msg, struct netlink_callback *cb)
@@ -706,9 +711,7 @@ static int dmdst_nl_fail_pending(struct sk_buff *skb, struct genl_info *info)
 	return 0;
 }
 
-/* ---- events ---- */
-
-enum { DMDST_GROUP_EVENTS };
+/* ---- the family ---- */
 
 static const struct genl_multicast_group dmdst_groups[] = {
 	[DMDST_GROUP_EVENTS] = {
@@ -716,113 +719,6 @@ static const struct genl_multicast_group dmdst_groups[] = {
 		.flags	= GENL_MCAST_CAP_SYS_ADMIN,
 	},
 };
-
-/* GFP_NOWAIT: a lost link may be what reclaim waits for. Listeners re-sync. */
-static struct sk_buff *dmdst_event_begin(struct dmdst_node *node, u8 cmd, void **hdr)
-{
-	struct sk_buff *msg = nlmsg_new(NLMSG_DEFAULT_SIZE, GFP_NOWAIT);
-
-	if (!msg)
-		return NULL;
-	*hdr = genlmsg_put(msg, 0, 0, &dmdst_family, 0, cmd);
-	if (*hdr && !nla_put_string(msg, DMDST_A_NODE, node->name))
-		return msg;
-	nlmsg_free(msg);
-	return NULL;
-}
-
-static void dmdst_event_end(struct sk_buff *msg, void *hdr, int error)
-{
-	if (error) {
-		nlmsg_free(msg);
-		return;
-	}
-	genlmsg_end(msg, hdr);
-	genlmsg_multicast(&dmdst_family, msg, 0, DMDST_GROUP_EVENTS, GFP_NOWAIT);
-}
-
-/* Tells the state as it is now: events may run together, none is wrong. */
-void dmdst_netlink_node_event(struct dmdst_node *node)
-{
-	char reason[DMDST_REASON_MAX];
-	enum dmdst_node_state state;
-	struct sk_buff *msg;
-	void *hdr;
-	int ret;
-
-	spin_lock(&node->lock);
-	state = node->state;
-	strscpy(reason, node->reason, sizeof(reason));
-	spin_unlock(&node->lock);
-	DMINFO("node %s: %s%s%s", node->name, dmdst_node_state_name(state),
-	       reason[0] ? ": " : "", reason);
-
-	msg = dmdst_event_begin(node, DMDST_CMD_NODE_EVENT, &hdr);
-	if (!msg)
-		return;
-	ret = nla_put_u32(msg, DMDST_A_STATE, state);
-	if (!ret && reason[0])
-		ret = nla_put_string(msg, DMDST_A_REASON, reason);
-	dmdst_event_end(msg, hdr, ret);
-}
-
-void dmdst_netlink_link_event(struct dmdst_link *link,
-			      enum dmdst_link_state state, int err, const char *why)
-{
-	struct nlattr *nest;
-	struct sk_buff *msg;
-	void *hdr;
-	int ret;
-
-	msg = dmdst_event_begin(link->node, DMDST_CMD_LINK_EVENT, &hdr);
-	if (!msg)
-		return;
-	nest = nla_nest_start(msg, DMDST_A_LINK);
-	ret = !nest || nla_put_u32(msg, DMDST_LA_SLOT, link->slot) ||
-	      nla_put_u32(msg, DMDST_LA_GENERATION, link->generation) ||
-	      nla_put_u32(msg, DMDST_LA_STATE, state) ||
-	      (err && nla_put_u32(msg, DMDST_LA_ERRNO, err)) ||
-	      (why && nla_put_string(msg, DMDST_LA_REASON, why));
-	if (!ret)
-		nla_nest_end(msg, nest);
-	dmdst_event_end(msg, hdr, ret);
-}
-
-/* An old link has left @ambiguous ranges; or none any more, and why. */
-void dmdst_netlink_fence_event(struct dmdst_node *node, u32 slot, u32 generation,
-			       unsigned int ambiguous, const char *why)
-{
-	struct nlattr *nest;
-	struct sk_buff *msg;
-	void *hdr;
-	int ret;
-
-	DMINFO("node %s: link %u generation %u: %u ranges ambiguous: %s", node->name,
-	       slot, generation, ambiguous, why);
-	msg = dmdst_event_begin(node, DMDST_CMD_FENCE_EVENT, &hdr);
-	if (!msg)
-		return;
-	nest = nla_nest_start(msg, DMDST_A_UNFENCED);
-	ret = !nest || nla_put_u32(msg, DMDST_LA_SLOT, slot) ||
-	      nla_put_u32(msg, DMDST_LA_GENERATION, generation) ||
-	      nla_put_u32(msg, DMDST_LA_AMBIGUOUS, ambiguous) ||
-	      nla_put_string(msg, DMDST_LA_REASON, why);
-	if (!ret)
-		nla_nest_end(msg, nest);
-	dmdst_event_end(msg, hdr, ret);
-}
-
-void dmdst_netlink_data_lost_event(struct dmdst_node *node, u64 writes)
-{
-	struct sk_buff *msg;
-	void *hdr;
-
-	msg = dmdst_event_begin(node, DMDST_CMD_DATA_LOST_EVENT, &hdr);
-	if (msg)
-		dmdst_event_end(msg, hdr, dmdst_put_u64(msg, DMDST_A_WRITES, writes));
-}
-
-/* ---- the family ---- */
 
 static const struct nla_policy dmdst_policy[DMDST_A_MAX + 1] = {
 	[DMDST_A_NODE]		= { .type = NLA_NUL_STRING, .len = DMDST_NAME_MAX },
@@ -845,12 +741,16 @@ static const struct nla_policy dmdst_policy[DMDST_A_MAX + 1] = {
 	[DMDST_A_INCARNATION]	= { .type = NLA_BINARY, .len = DMDST_INCARNATION_MAX },
 };
 
-static const struct genl_small_ops dmdst_ops[] = {
+static const struct genl_ops dmdst_dump_ops[] = {
 	{
 		.cmd	= DMDST_CMD_NODE_GET,
 		.doit	= dmdst_nl_node_get,
+		.start	= dmdst_nl_node_dump_start,
 		.dumpit	= dmdst_nl_node_dump,
 	},
+};
+
+static const struct genl_small_ops dmdst_ops[] = {
 	{ .cmd = DMDST_CMD_NODE_SET, .doit = dmdst_nl_node_set },
 	{ .cmd = DMDST_CMD_LINKS_SET, .doit = dmdst_nl_links_set },
 	{ .cmd = DMDST_CMD_LINKS_DROP, .doit = dmdst_nl_links_drop },
@@ -858,13 +758,15 @@ static const struct genl_small_ops dmdst_ops[] = {
 	{ .cmd = DMDST_CMD_FENCED, .doit = dmdst_nl_fenced },
 };
 
-static struct genl_family dmdst_family __ro_after_init = {
+struct genl_family dmdst_family __ro_after_init = {
 	.name		= DMDST_FAMILY_NAME,
 	.version	= DMDST_FAMILY_VERSION,
 	.maxattr	= DMDST_A_MAX,
 	.policy		= dmdst_policy,
 	.module		= THIS_MODULE,
 	.parallel_ops	= true,
+	.ops		= dmdst_dump_ops,
+	.n_ops		= ARRAY_SIZE(dmdst_dump_ops),
 	.small_ops	= dmdst_ops,
 	.n_small_ops	= ARRAY_SIZE(dmdst_ops),
 	.resv_start_op	= DMDST_CMD_MAX + 1,

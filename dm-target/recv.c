@@ -105,7 +105,7 @@ static struct dmdst_req *dmdst_rx_find(struct dmdst_link *link, u64 cookie)
 	if (slot >= DMDST_DEPTH || cookie >> 48 != (u16)link->generation)
 		return NULL;
 	s = &link->slots[slot];
-	if (!s->req || s->seq != (u32)(cookie >> 16) || s->req->answered)
+	if (!s->req || s->seq != (u32)(cookie >> 16) || s->req->answered || s->refused)
 		return NULL;
 	return s->req;
 }
@@ -129,6 +129,7 @@ static bool dmdst_rx_header(struct dmdst_link *link, const struct nbdw_reply *re
 		link->rx.got = 0;
 	} else if (req && error == NBDW_ESHUTDOWN) {
 		/* No answer: who knows what was done. It stays in its slot. */
+		link->slots[req->slot].refused = true;
 		link->rx.shutdown = true;
 	} else if (req) {
 		dmdst_rx_answer(link, req, dmdst_rx_status(error), done);

@@ -102,6 +102,7 @@ static void dmdst_tx_give_slot(struct dmdst_link *link, struct dmdst_req *req)
 	link->slots[slot].loss = READ_ONCE(req->node->fences->losses);
 	link->slots[slot].since = jiffies;
 	link->slots[slot].warned = false;
+	link->slots[slot].refused = false;
 	if (req->cmd == NBDW_CMD_READ)
 		link->nr_reads++;
 	else if (req->cmd != NBDW_CMD_WRITE)

@@ -11,17 +11,26 @@ NEVER=4294967295
 
 # make_slow_node: 4 MiB, two links. While $T/slow exists a write sleeps 10 s before it is done, and $T/began tells.
 make_slow_node() {
+    make_node
+    set_links 1 2
+    assert_ok udevadm settle --timeout=30
+}
+
+# The same without links.
+make_node() {
     defer "dstd fail-pending alpha; dmsetup remove --retry dev"
     make_image alpha 4M >/dev/null
+    start_slow_server
+    assert_ok dmsetup create dev --table "0 8192 dst 1 alpha 0 8192"
+}
+
+start_slow_server() {
     # The server expands what stands in quotes, not we.
     # shellcheck disable=SC2016
     start_nbdkit alpha eval get_size='echo 4194304' thread_model='echo parallel' \
         pread="dd if=$T/alpha.img iflag=skip_bytes,count_bytes skip=\$4 count=\$3 bs=1M status=none" \
         pwrite="if [ -e $T/slow ]; then touch $T/began; sleep 10; fi; dd of=$T/alpha.img oflag=seek_bytes conv=notrunc seek=\$4 bs=1M iflag=fullblock status=none" \
         flush="true"
-    assert_ok dmsetup create dev --table "0 8192 dst 1 alpha 0 8192"
-    set_links 1 2
-    assert_ok udevadm settle --timeout=30
 }
 
 # set_links GENERATION GENERATION [WORD...]: fresh links in slots 0 and 1.
@@ -41,18 +50,33 @@ write_piece() {
 image_holds() { cmp -s -n 4096 "$T/$1" "$(node_image alpha)"; }
 field_is() { [[ $(node_field alpha "$1") == "$2" ]]; }
 
+# stays SECONDS WHAT CMD...: it does for so long.
+stays() {
+    local end=$((SECONDS + $1)) what=$2
+    shift 2
+    while ((SECONDS < end)); do
+        "$@" || fail "$what: not any more"
+        sleep 1
+    done
+}
+
+# begin_slow_write LETTER: in the background, WRITER, and the server has it.
+begin_slow_write() {
+    rm -f "$T/began"
+    : >"$T/slow"
+    write_piece "$1" &
+    WRITER=$!
+    wait_until 20 "the server to have the write" test -e "$T/began"
+}
+
 # lose_slow_write: writes A slowly, and cuts its link when the server has it; A is then replayed, and done. Sets SLOT,
 # GENERATION to the old link's.
 lose_slow_write() {
-    local writer
-    : >"$T/slow"
-    write_piece A &
-    writer=$!
-    wait_until 20 "the server to have the write" test -e "$T/began"
+    begin_slow_write A
     rm "$T/slow"
     read -r SLOT GENERATION < <(dst-nlpoke get node=alpha | jq -r '.links[] | select(.in_flight == 1) | "\(.slot) \(.generation)"')
     assert_ok dst-nlpoke drop node=alpha force "link=$SLOT::"
-    wait $writer || fail "the write whose link was cut failed"
+    wait $WRITER || fail "the write whose link was cut failed"
     assert_ok image_holds A
     assert_ok field_is 6 1
 }
@@ -80,8 +104,9 @@ test_guard_until_quiesce() {
 # @timeout 240
 test_without_quiesce_the_old_write_wins() {
     make_slow_node
-    assert_ok dst-nlpoke set node=alpha quiesce=0
+    assert_ok dst-nlpoke set node=alpha "quiesce=$NEVER"
     lose_slow_write
+    assert_ok dst-nlpoke set node=alpha quiesce=0
     assert_ok write_piece B
     assert_ok image_holds B
     wait_until 20 "the old write" image_holds A
@@ -107,8 +132,6 @@ test_fenced() {
     assert_ok dst-nlpoke fenced node=alpha "link=$SLOT:$GENERATION:"
     wait $! || fail "the write that waited failed"
     assert_ok field_is 6 0
-    rm -f "$T/began"
-    sleep 11
     lose_slow_write
     assert_ok dst-nlpoke fenced node=alpha force
     assert_ok field_is 6 0
@@ -119,21 +142,20 @@ test_fenced() {
 test_guard_outlives_request_and_table() {
     make_slow_node
     assert_ok dst-nlpoke set node=alpha "quiesce=$NEVER"
-    : >"$T/slow"
-    write_piece A &
-    wait_until 20 "the server to have the write" test -e "$T/began"
+    begin_slow_write A
     assert_ok dst-nlpoke fail node=alpha
-    if wait $!; then fail "fail-pending, and the write succeeded"; fi
+    if wait $WRITER; then fail "fail-pending, and the write succeeded"; fi
     rm "$T/slow"
     wait_until 10 "the guard" field_is 6 1
     assert_ok dmsetup remove --retry dev
     assert_contains "$(klog)" "removed while 1 ranges are ambiguous"
     assert_ok dmsetup create dev --table "0 8192 dst 1 alpha 0 8192"
-    assert_ok dst-nlpoke set node=alpha "quiesce=$NEVER"
+    # and so does what was set: by default it would be taken as fenced after 10 s
     set_links 3 4
     assert_ok field_is 6 1
     write_piece B &
     wait_until 10 "the new write at the guard" field_is 13 1
+    stays 14 "the new write at the guard" field_is 13 1
     assert_ok dst-nlpoke fenced node=alpha force
     wait $! || fail "the write that waited failed"
 }
@@ -160,6 +182,132 @@ test_noflush_suspend_with_a_stopped_server() {
     wait $reader || fail "the read failed"
     wait $writer || fail "the write failed"
     assert_ok image_holds A
+}
+
+# End of file is a fence where the node says so; a reset, after which a reader finds end of file, too, is none.
+# @timeout 240
+test_eof_fences_and_a_reset_does_not() {
+    make_slow_node
+    assert_ok dst-nlpoke set node=alpha "quiesce=$NEVER" eof_fences=1
+    begin_slow_write A
+    in_node alpha ss -K state established >/dev/null
+    wait_until 10 "the loss of both links" state_is alpha lost
+    assert_contains "$(klog)" "receive failed (-104)"
+    assert_ok field_is 6 1
+    rm "$T/slow"
+    set_links 3 4
+    wait $WRITER || fail "the write whose link was reset failed"
+    assert_ok dst-nlpoke fenced node=alpha force
+
+    begin_slow_write B
+    kill_node alpha
+    wait_until 10 "the loss of both links" state_is alpha lost
+    assert_contains "$(klog)" "the server closed the connection"
+    assert_ok field_is 6 0
+    rm "$T/slow"
+    start_slow_server
+    set_links 5 6
+    wait $WRITER || fail "the write whose server ended failed"
+    assert_ok image_holds B
+}
+
+# Zero copy: a write whose pages a stopped server has yet to read ends only when that link is fenced, although another
+# server has done its replay: else the first would write what the page holds by then.
+# @timeout 240
+test_pages_in_a_stopped_server() {
+    defer "dstd fail-pending alpha; dmsetup remove --retry dev"
+    make_image alpha 4M >/dev/null
+    start_nbdkit alpha
+    start_nbdkit beta file "$(node_image alpha)"
+    assert_ok dmsetup create dev --table "0 8192 dst 1 alpha 0 8192"
+    assert_ok dst-nlpoke set node=alpha "quiesce=$NEVER"
+    assert_ok dst-nlpoke links node=alpha export=4194304 zero=1 wanted=2 "link=0:1:nbd@$(node_uri alpha)"
+    assert_ok udevadm settle --timeout=30
+    piece A
+    pause_node alpha
+    python3 - "$T/written" <<'END' &
+import mmap, os, sys
+page = mmap.mmap(-1, 4096)
+page[:] = b"A" * 4096
+os.pwrite(os.open("/dev/mapper/dev", os.O_RDWR | os.O_DIRECT), page, 0)
+page[:] = b"N" * 4096
+open(sys.argv[1], "w").close()
+while not os.path.exists(sys.argv[1] + "2"): os.sched_yield()
+END
+    wait_until 20 "the write on its way" node_says alpha .in_flight 1
+    assert_ok dst-nlpoke links node=alpha export=4194304 zero=1 wanted=2 "link=1:2:nbd@$(node_uri beta)"
+    assert_ok dst-nlpoke drop node=alpha force link=0::
+    wait_until 20 "the replay" image_holds A
+    # without the pin, time to be told and to write to the page
+    wait_until 5 "the write to wait" field_is 13 1 || true
+    resume_node alpha
+    stop_node alpha
+    assert_ok image_holds A
+    assert_ok test ! -e "$T/written"
+    assert_ok dst-nlpoke fenced node=alpha force
+    wait_until 20 "the end of the write" test -e "$T/written"
+    touch "$T/written2"
+    wait $! || fail "the write failed"
+    assert_ok image_holds A
+}
+
+# More losses than a node can tell apart, all unfenced: they are merged, none is forgotten, and a dump has room for all.
+# @timeout 400
+test_more_losses_than_places() {
+    local i
+    make_node
+    assert_ok dst-nlpoke set node=alpha "quiesce=$NEVER"
+    : >"$T/slow"
+    set_links 1 2
+    write_piece A &
+    for ((i = 1; i <= 70; i++)); do
+        wait_until 20 "the write on a link" node_says alpha .in_flight 1
+        assert_ok dst-nlpoke drop node=alpha force
+        set_links $((2 * i + 1)) $((2 * i + 2))
+    done
+    rm "$T/slow"
+    wait $! || fail "the write failed"
+    assert_ok field_is 6 1
+    assert_ok dst-nlpoke dump
+    write_piece B &
+    wait_until 10 "the new write at the guard" field_is 13 1
+    assert_ok dst-nlpoke fenced node=alpha force
+    wait $! || fail "the write that waited failed"
+    assert_ok image_holds B
+    assert_eq "$(klog | grep -c "fenced by the operator")" 64 "old links that were told apart"
+}
+
+# The module goes within a moment although guards are left.
+# @timeout 240
+test_unload_with_guards_left() {
+    make_slow_node
+    assert_ok dst-nlpoke set node=alpha "quiesce=$NEVER"
+    lose_slow_write
+    assert_ok dmsetup remove --retry dev
+    assert_ok timeout 30 rmmod dm_dst
+    assert_ok modprobe dm-dst
+}
+
+# Links that flap under verified I/O: nothing is lost, nothing is stale, nothing hangs.
+# @timeout 900
+test_flapping_links() {
+    local i
+    make_image alpha 4M >/dev/null
+    defer "dstd fail-pending alpha; dmsetup remove --retry dev"
+    start_nbdkit alpha
+    assert_ok dmsetup create dev --table "0 8192 dst 1 alpha 0 8192"
+    assert_ok dst-nlpoke set node=alpha quiesce=100
+    set_links 1 2
+    start_verify "$(direct_job 2M)"
+    for ((i = 1; i <= ${FLAPS:-30}; i++)); do
+        verify_goes_on
+        assert_ok dst-nlpoke drop node=alpha force
+        set_links $((2 * i + 1)) $((2 * i + 2))
+        wait_until 60 "an answer" node_says alpha .state '"live"'
+    done
+    stop_verify
+    wait_until 60 "the last fence" field_is 6 0
+    assert_eq "$(node_field alpha 7)" 0 "errors"
 }
 
 # Policies: error fails at once, queue_for after its time, and a change of mind brings the node back.
