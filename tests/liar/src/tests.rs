@@ -364,6 +364,27 @@ fn what_failed_may_have_been_done() {
 }
 
 #[test]
+fn answers_come_in_the_worst_order() {
+    let bench = Bench::new(manner_of(1, 100, 0, &[Lie::Order]));
+    let mut peer = bench.peer();
+    let mut reversed = 0;
+    for _ in 0..50 {
+        let read = |cookie| Request::new(proto::READ, 0, 1).cookie(cookie);
+        (1..=4).for_each(|cookie| peer.expect(&read(cookie)));
+        let bytes: Vec<u8> = (1..=4)
+            .flat_map(|cookie| read(cookie).encode(Mode::Simple))
+            .collect();
+        peer.send(&bytes).expect("sent");
+        let order: Vec<u64> = (0..4)
+            .map(|_| peer.answer().map_or(0, |answer| answer.cookie))
+            .collect();
+        reversed += u32::from(order == [4, 3, 2, 1]);
+    }
+    assert!(reversed > 0);
+    assert!(bench.store.report()["kinds"]["order"].as_u64() >= Some(4));
+}
+
+#[test]
 fn a_reset_is_one() {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a listener");
     let address = Address::Tcp(listener.local_addr().expect("its address").to_string());
