@@ -2,7 +2,7 @@
 //! Owns the registers of the hot sectors and the counts of the report. Called by load's threads and main, under one
 //! lock. Never does I/O, and asks no clock.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::ops::RangeInclusive;
 
 use serde_json::{Value, json};
@@ -46,6 +46,9 @@ impl Extent {
     }
 }
 
+/// Writes that ended, kept for reports.
+const PAST: usize = 100_000;
+
 #[derive(Debug, Clone, Copy)]
 struct Running {
     extent: Extent,
@@ -72,6 +75,7 @@ pub struct Ledger {
     layout: Layout,
     registers: Vec<Register>,
     running: HashMap<OpId, Running>,
+    past: VecDeque<(Span, Extent)>,
     last_op: OpId,
     counts: Counts,
     longest: Span,
@@ -85,6 +89,7 @@ impl Ledger {
             layout,
             registers: (0..layout.places()).map(|_| Register::default()).collect(),
             running: HashMap::new(),
+            past: VecDeque::new(),
             last_op: 0,
             counts: Counts::default(),
             longest: Span {
@@ -129,6 +134,15 @@ impl Ledger {
             _ => self.counts.writes += 1,
         }
         self.counts.failed_writes += u64::from(!ok);
+        let span = Span {
+            op,
+            kind: running.kind,
+            begin: running.begin,
+            end: now,
+        };
+        self.past.push_back((span, running.extent));
+        let excess = self.past.len().saturating_sub(PAST);
+        self.past.drain(..excess);
         for place in running.extent.places() {
             let found = self.registers[place as usize].end_write(op, ok, now);
             self.note(place, found);
@@ -202,7 +216,16 @@ impl Ledger {
     }
 
     fn note(&mut self, place: u64, found: Result<(), Violation>) {
-        if let (Err(violation), None) = (found, &self.violation) {
+        if let (Err(mut violation), None) = (found, &self.violation) {
+            let known = self.past.iter().find(|(span, extent)| {
+                Some(span.op) == violation.forgotten && extent.places().contains(&place)
+            });
+            if let Some((span, _)) = known {
+                "an old value came back".clone_into(&mut violation.what);
+                violation
+                    .proof
+                    .insert(0, ("the write of that value".to_owned(), *span));
+            }
             self.violation = Some((self.layout.sector(place), violation));
         }
     }
@@ -247,6 +270,7 @@ fn alien_bytes(alien: Alien, span: Span) -> Violation {
     };
     Violation {
         what,
+        forgotten: None,
         proof: vec![("read".to_owned(), span)],
     }
 }
@@ -298,6 +322,33 @@ mod tests {
             proof.contains("\"op\":1") && proof.contains("\"op\":2") && proof.contains("\"op\":3"),
             "{proof}"
         );
+    }
+
+    #[test]
+    fn a_value_of_long_ago_is_reported_with_its_write() {
+        let mut ledger = Ledger::new(LAYOUT);
+        let extent = Extent {
+            place: 0,
+            length: 1,
+        };
+        for begin in 0..1000 {
+            let op = ledger.begin(Kind::Write, extent, 2 * begin);
+            ledger.end_write(op, true, 2 * begin + 1);
+        }
+        for (old, proof) in [(7, 2), (7_000, 1)] {
+            ledger.violation = None;
+            let read = ledger.begin(Kind::Read, extent, 5000);
+            ledger.end_read(read, Some(&[Ok(Seen::Value(old))]), 5001);
+            let report = ledger.report(9, 0)["violation"].clone();
+            let first = &report["proof"][0];
+            assert_eq!(first["op"], if proof == 2 { 7 } else { 1000 }, "{report}");
+            let says = report["what"].to_string();
+            assert_eq!(
+                says.contains("an old value came back"),
+                proof == 2,
+                "{report}"
+            );
+        }
     }
 
     #[test]

@@ -49,6 +49,8 @@ pub struct Span {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Violation {
     pub what: String,
+    /// The value of a write that is forgotten here; the ledger may know it.
+    pub forgotten: Option<OpId>,
     pub proof: Vec<(String, Span)>,
 }
 
@@ -204,6 +206,7 @@ impl Register {
             Some(Seen::Torn) if self.overlapping(read).next().is_some() => Ok(()),
             Some(Seen::Torn) => Err(Violation {
                 what: "damaged bytes, and no write was under way".to_owned(),
+                forgotten: None,
                 proof: vec![("read".to_owned(), read)],
             }),
         }
@@ -326,10 +329,15 @@ impl Register {
                     .insert(1, ("overwritten by".to_owned(), tomb.by));
                 found
             }
-            None => Violation {
-                what: format!("value {id}, which was overwritten long ago or never written here"),
-                proof: vec![("read".to_owned(), read)],
-            },
+            None => {
+                let done = |c: &&Cluster| c.state == State::Done && c.write.end < read.begin;
+                let newer = self.live.iter().filter(done).max_by_key(|c| c.write.end);
+                let newer: Vec<&Cluster> = newer.into_iter().collect();
+                let what = "a value that was overwritten long ago, or never written here";
+                let mut found = violation(what, &newer, Some(read));
+                found.forgotten = Some(id);
+                found
+            }
         }
     }
 
@@ -439,6 +447,7 @@ fn violation(what: &str, clusters: &[&Cluster], read: Option<Span>) -> Violation
     proof.extend(read.map(|read| ("read".to_owned(), read)));
     Violation {
         what: what.to_owned(),
+        forgotten: None,
         proof,
     }
 }
