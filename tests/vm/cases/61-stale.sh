@@ -148,7 +148,8 @@ test_checker_sees_a_write_that_comes_too_late() {
 bytes_sent() { dst-nlpoke get node=alpha | jq '[.links[].sent] | add'; }
 sent_above() { (($(bytes_sent) > $1)); }
 
-# A server that lies (20,000 times; 100,000 take some 15 minutes under TCG): proper errors reach the application, all else ends the link, and contents stay right.
+# A server that lies 20,000 times: proper errors reach the application, all else ends the link, and contents stay
+# right.
 # @timeout 900
 test_lying_server() {
     make_image alpha $SIZE >/dev/null
