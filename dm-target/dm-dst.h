@@ -385,7 +385,8 @@ struct dmdst_link {
 	struct work_struct	down_work;
 
 	unsigned long		progress; /* jiffies; read without lock */
-	unsigned long		looked_at; /* jiffies; node->lock, as the next */
+	unsigned long		looked_at; /* jiffies; node->lock, as the next two */
+	unsigned int		silent;	/* looks in a row that found nothing new */
 	u64			looked_received; /* bytes, by then */
 	bool			disbelieve; /* its server's word is void */
 	bool			started; /* in its node; callbacks may queue work */

@@ -458,22 +458,26 @@ void dmdst_link_check_time(struct dmdst_link *link, u32 timeout)
 }
 
 /*
- * Has nothing come in since the last look, a moment ago? Looks are compared,
- * not times: a machine that did nothing for a while heard nothing, either.
+ * Has nothing come in between this look and the last two, each a moment ago?
+ * Looks are compared, not times: a machine that did nothing for a while heard
+ * nothing, either.
  */
 bool dmdst_link_is_silent(struct dmdst_link *link)
 {
 	unsigned long since = jiffies - link->looked_at;
 	u64 received = READ_ONCE(link->rx.received);
-	bool silent = since < HZ && received == link->looked_received;
 
 	lockdep_assert_held(&link->node->lock);
 	/* Another target's look, just now, proves nothing. */
 	if (since < HZ / 5)
 		return false;
+	if (since < HZ && received == link->looked_received)
+		link->silent++;
+	else
+		link->silent = 0;
 	link->looked_at = jiffies;
 	link->looked_received = received;
-	return silent;
+	return link->silent >= 2;
 }
 
 /* Does it hold up a suspend of @target? */
