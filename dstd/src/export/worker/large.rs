@@ -173,7 +173,8 @@ impl Link {
         }
         let pending = &mut core.requests[request];
         pending.pieces.push(piece);
-        if pending.answer == Answer::Chunks {
+        // What a failed read left in the block is nobody's business.
+        if pending.answer == Answer::Chunks && pending.error.is_none() {
             let index = pending.pieces.len() - 1;
             let end = pending.to.offset + pending.length;
             // The last one waits for `settle_request`, which knows whether it ends the reply.

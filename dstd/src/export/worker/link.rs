@@ -29,9 +29,6 @@ const PENDING: usize = 1024;
 pub const OVERHEAD: usize = 256;
 /// What a link may always hold, or it could not go on: a block that is received and one that is written.
 const LEAST: usize = 2 * LARGE_DATA;
-/// Data that was read and that the socket doesn't take yet. To read more of it ahead gains nothing and costs memory, and
-/// it leaves the processor's cache before it is sent.
-const UNSENT: usize = 2 * LARGE_DATA;
 /// What one link is served at once before the others have their turn.
 const TURN_REQUESTS: usize = 64;
 const TURN_BYTES: usize = 512 << 10;
@@ -194,9 +191,13 @@ impl Link {
     }
 
     fn is_full<R: Ring>(&self, core: &Core<R>) -> bool {
-        // A reply that can't leave in parts frees nothing before it is whole.
-        let whole = matches!(self.state, State::Big(Big { whole: true, .. }));
-        let full = (self.used() >= self.limit(core) || self.tx.bytes >= UNSENT) && !whole;
+        let full = self.used() >= self.limit(core) || self.tx.is_long();
+        // A reply that can't leave in parts frees nothing before it is whole, nor does one that failed before its end.
+        let full = full
+            && match &self.state {
+                State::Big(big) => !big.whole && core.requests[big.request].error.is_none(),
+                _ => true,
+            };
         full || self.pending >= PENDING || self.jobs >= JOBS
     }
 
@@ -270,6 +271,10 @@ impl Link {
             None => self.next_receive(core),
             Some(_) => None,
         };
+        if self.closed.is_some() {
+            // Out of memory just now: nobody else would see to the request that was being received.
+            self.abandon(core);
+        }
         if !self.tx.is_sending() && !self.tx.is_empty() {
             self.send(core, receive.is_some());
         }
@@ -297,7 +302,7 @@ impl Link {
         let mut spans = [nothing; SPANS];
         let count = self.tx.begin(&mut core.pool, &mut spans);
         // Joined, it isn't known to be complete before the client's next word, so nothing else may be on its way out.
-        let alone = self.pending == 0 && self.tx.bytes <= JOINED;
+        let alone = self.pending == 0 && self.tx.bytes <= JOINED && self.tx.sends_all();
         let then = receive_follows && alone && core.ring.joins();
         self.tx.joined = then;
         let op = Op::Send {

@@ -47,12 +47,16 @@ impl Link {
             return Step::Done;
         };
         budget.requests += 1;
-        core.served += 1;
         match self.rules.judge(&header) {
             Verdict::Disconnect => self.close(End::Disconnected),
             Verdict::Fatal(what) => self.protocol_error(what),
             Verdict::Refuse { refusal, payload } => self.refuse(&header, refusal, payload),
-            Verdict::Serve(request) => return self.begin(core, budget, &header, request),
+            Verdict::Serve(request) => {
+                let step = self.begin(core, budget, &header, request);
+                // One that lacks bytes or room comes by here again.
+                core.served += usize::from(step == Step::Done);
+                return step;
+            }
         }
         Step::Done
     }

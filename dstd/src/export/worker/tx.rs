@@ -6,8 +6,14 @@
 use std::collections::VecDeque;
 use std::io;
 
-use super::pool::{Pool, Size, Span};
+use super::pool::{LARGE_DATA, Pool, Size, Span};
 use super::ring::SPANS;
+
+/// Data that was read and that the socket doesn't take yet. To read more of it ahead gains nothing and costs memory, and
+/// it leaves the processor's cache before it is sent.
+const UNSENT: usize = 2 * LARGE_DATA;
+/// The same for short replies, which hold a block each.
+const UNSENT_SPANS: usize = 4 * SPANS;
 
 #[derive(Debug, Default)]
 pub struct Tx {
@@ -68,6 +74,16 @@ impl Tx {
 
     pub fn is_sending(&self) -> bool {
         self.sending > 0
+    }
+
+    /// The send that was begun last carries the whole queue.
+    pub fn sends_all(&self) -> bool {
+        self.sending == self.queue.len()
+    }
+
+    /// Nothing should be read for this link before some of it is sent.
+    pub fn is_long(&self) -> bool {
+        self.bytes >= UNSENT || self.queue.len() >= UNSENT_SPANS
     }
 
     pub fn is_empty(&self) -> bool {

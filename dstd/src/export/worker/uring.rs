@@ -32,6 +32,8 @@ pub struct Uring {
     /// Where the read of the event counter goes. Leaked: the last one is still under way when the ring is closed.
     counter: &'static mut u64,
     counter_wanted: bool,
+    /// The inbox's notice came since the last wait began.
+    woken: bool,
     /// How many slots can be registered.
     fixed: u32,
     enter_flags: u32,
@@ -210,6 +212,7 @@ impl Uring {
         for entry in self.ring.completion() {
             if entry.user_data() == WAKE {
                 self.counter_wanted = true;
+                self.woken = true;
                 continue;
             }
             done.push(Completion {
@@ -263,6 +266,7 @@ impl Ring for Uring {
             event: inbox.event.as_raw_fd(),
             counter: Box::leak(Box::new(0)),
             counter_wanted: true,
+            woken: false,
             fixed,
             enter_flags,
             messages: Vec::new(),
@@ -337,13 +341,17 @@ impl Ring for Uring {
 
     fn wait(&mut self, _pool: &Pool, block: bool, done: &mut Vec<Completion>) -> io::Result<()> {
         self.watch_event();
-        let idle = block && self.early.is_empty() && self.ring.completion().is_empty();
+        // A push may have taken the notice after the worker looked into its inbox.
+        let woken = std::mem::take(&mut self.woken);
+        let idle = block && !woken && self.early.is_empty() && self.ring.completion().is_empty();
         match self.enter(u32::from(idle)) {
             Err(error) if !is_transient(&error) => return Err(error),
             _ => {}
         }
         done.append(&mut self.early);
         self.reap(done);
+        // This one the worker sees by itself.
+        self.woken = false;
         Ok(())
     }
 }

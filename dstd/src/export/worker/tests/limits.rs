@@ -371,6 +371,25 @@ fn errors_of_the_storage_reach_the_client() {
     }
 }
 
+/// What failed is charged until the request ends; it must end all the same.
+#[test]
+fn a_long_read_of_which_all_fails_ends_also_with_the_smallest_limit() {
+    for engine in ENGINES {
+        for mode in MODES {
+            let (server, script) = faulty(engine, &pattern(4 * MIB, 0));
+            let mut peer = server.link_on(Terms {
+                in_flight: 1,
+                ..Terms::of(mode)
+            });
+            script.fail(FaultKind::Read, ALL, 5, 16);
+            assert_eq!(peer.ask(CMD_READ, 0, 0, 4 * MIB as u64).errno, EIO);
+            script.fail(FaultKind::Read, ALL, 5, 0);
+            while peer.ask(CMD_READ, 0, 0, 512).errno != 0 {}
+            assert_eq!(peer.read(0, 3 * MIB as u64), pattern(3 * MIB, 0));
+        }
+    }
+}
+
 #[test]
 fn a_file_that_became_shorter_is_an_error_not_silence() {
     for engine in ENGINES {
