@@ -35,7 +35,7 @@ const NAP_FROM: f64 = 60_000.0;
 const ONE_AT_A_TIME: f64 = 1.05;
 /// By how much spinning has to be faster, as it takes a processor; and how much slower naps may seem, as they save one
 /// and two windows are never quite alike.
-const SPIN_GAINS: f64 = 1.1;
+const SPIN_GAINS: f64 = 1.3;
 const NAP_LOSES: f64 = 0.9;
 
 /// ```text
