@@ -385,7 +385,7 @@ fn a_fence_that_was_given_up_can_be_asked_again() {
     let hold = stalled(&server, &mut first);
     first.reset();
     for _ in 0..20 {
-        let mut fresh = ask_fence(&server);
+        let fresh = ask_fence(&server);
         fresh.reset();
     }
     let mut fresh = ask_fence(&server);
