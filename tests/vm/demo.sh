@@ -118,6 +118,8 @@ use_lvm() {
 tear_down() {
     step "Teardown:"
     show vgremove -q -f store
+    # udev looks at a volume that was just released, and has it open for that moment
+    quiet udevadm settle
     show dstd remove archive
     show dstd status
 }

@@ -164,10 +164,7 @@ fn requests_that_hadnt_begun_are_dropped() {
     assert!(hold.wait_reached(1, LIMIT));
     let mut other = link(&server, &session(1, 1, 1));
     busy(&mut other, 5, 50);
-    let mut fresh = Peer::hello(&server.tcp()).unwrap();
-    fresh
-        .send_option(OPT_FENCE, &session(1, 0, 1).fence().encode())
-        .unwrap();
+    let mut fresh = ask_fence(&server);
     assert!(is_silent(&mut fresh));
     // The link is cut now, whatever has begun by then may end.
     let begun = u64::from(hold.reached());
@@ -252,6 +249,15 @@ fn steal_waits_for_the_last_write_of_the_holder() {
     assert!(new.read(0, 4096).unwrap() == NEW);
 }
 
+/// Asks for the fence of the first link on a fresh connection, whose answer is still to come.
+fn ask_fence(server: &Server) -> Peer {
+    let mut fresh = Peer::hello(&server.tcp()).unwrap();
+    fresh
+        .send_option(OPT_FENCE, &session(1, 0, 1).fence().encode())
+        .unwrap();
+    fresh
+}
+
 /// End of file reaches the server at once, so it is tempting to take the link for ended.
 #[test]
 fn a_half_closed_link_is_fenced_when_its_write_has_ended() {
@@ -261,10 +267,7 @@ fn a_half_closed_link_is_fenced_when_its_write_has_ended() {
     first.half_close().unwrap();
     let mut other = link(&server, &session(1, 1, 1));
     busy(&mut other, 2, 50);
-    let mut fresh = Peer::hello(&server.tcp()).unwrap();
-    fresh
-        .send_option(OPT_FENCE, &session(1, 0, 1).fence().encode())
-        .unwrap();
+    let mut fresh = ask_fence(&server);
     assert!(
         is_silent(&mut fresh),
         "the fence was answered while the write ran"
@@ -287,10 +290,7 @@ fn a_link_that_said_disc_ends_after_its_write() {
         .send(&Request::new(DISC, 0, 0).encode(Mode::Structured))
         .unwrap();
     assert!(is_silent(&mut first), "the link ended while the write ran");
-    let mut fresh = Peer::hello(&server.tcp()).unwrap();
-    fresh
-        .send_option(OPT_FENCE, &session(1, 0, 1).fence().encode())
-        .unwrap();
+    let mut fresh = ask_fence(&server);
     assert!(
         is_silent(&mut fresh),
         "the fence was answered while the write ran"
@@ -315,10 +315,7 @@ fn a_link_with_a_full_socket_is_fenced() {
         first.send_until_full(&one.repeat(20_000));
         let mut other = link(&server, &session(1, 1, 1));
         busy(&mut other, 2, 50);
-        let mut fresh = Peer::hello(&server.tcp()).unwrap();
-        fresh
-            .send_option(OPT_FENCE, &session(1, 0, 1).fence().encode())
-            .unwrap();
+        let mut fresh = ask_fence(&server);
         if let Some(hold) = hold {
             assert!(
                 is_silent(&mut fresh),
@@ -388,16 +385,10 @@ fn a_fence_that_was_given_up_can_be_asked_again() {
     let hold = stalled(&server, &mut first);
     first.reset();
     for _ in 0..20 {
-        let mut fresh = Peer::hello(&server.tcp()).unwrap();
-        fresh
-            .send_option(OPT_FENCE, &session(1, 0, 1).fence().encode())
-            .unwrap();
+        let fresh = ask_fence(&server);
         fresh.reset();
     }
-    let mut fresh = Peer::hello(&server.tcp()).unwrap();
-    fresh
-        .send_option(OPT_FENCE, &session(1, 0, 1).fence().encode())
-        .unwrap();
+    let mut fresh = ask_fence(&server);
     assert!(is_silent(&mut fresh));
     hold.release();
     fresh.replies(OPT_FENCE).unwrap();

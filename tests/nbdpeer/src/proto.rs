@@ -1,4 +1,6 @@
 //! The numbers of the NBD protocol (doc/proto.md of the NBD project) and of DST's two private options.
+//!
+//! Written down a second time on purpose: a number that is wrong in dstd must not be wrong in its tests, too.
 
 pub const NBDMAGIC: u64 = 0x4e42_444d_4147_4943;
 pub const IHAVEOPT: u64 = 0x4948_4156_454f_5054;

@@ -261,19 +261,16 @@ impl Link {
         if self.closed == Some(End::Cut) {
             self.tx.dead = true;
         }
+        let receive = match self.closed {
+            None => self.next_receive(core),
+            Some(_) => None,
+        };
+        // Also where there was no memory for the receive just now.
         if self.closed.is_some() {
             self.abandon(core);
         }
         if self.tx.dead && !self.tx.is_sending() {
             self.tx.discard(&mut core.pool);
-        }
-        let receive = match self.closed {
-            None => self.next_receive(core),
-            Some(_) => None,
-        };
-        if self.closed.is_some() {
-            // Out of memory just now: nobody else would see to the request that was being received.
-            self.abandon(core);
         }
         if !self.tx.is_sending() && !self.tx.is_empty() {
             self.send(core, receive.is_some());
