@@ -15,7 +15,7 @@ start_daemon() {
     dstd run "$T/t.yaml" >>"$T/dstd.log" 2>&1 9>&- &
     DAEMON=$!
     wait_until 30 "the daemon to be ready" grep -q "ready: " "$T/dstd.log"
-    assert_ok udevadm settle --timeout=30
+    let_udev_scan dev
 }
 
 write_topology() {
