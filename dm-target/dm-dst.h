@@ -342,6 +342,7 @@ struct dmdst_tx {
 	bool			splice;
 	bool			payload; /* the batch has some */
 	bool			more;	/* another batch follows at once */
+	bool			corked;	/* the socket has been told so */
 	bool			full;	/* the socket was: room is progress */
 	struct dmdst_req	*req;	/* partly gathered; link->lock */
 	struct bvec_iter	iter;	/* what of it is not gathered yet */

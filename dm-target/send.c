@@ -6,6 +6,7 @@
  * starts it again. Never waits for anything the receiving half needs.
  */
 #include <linux/sched/mm.h>
+#include <linux/tcp.h>
 #include <net/sock.h>
 #include "compat/compat.h"
 #include "dm-dst.h"
@@ -234,6 +235,8 @@ static ssize_t dmdst_tx_push(struct dmdst_link *link, struct list_head *done)
 		WRITE_ONCE(link->progress, jiffies);
 	tx->full = ret == -EAGAIN;
 	if (ret > 0)
+		tx->corked = tx->more;
+	if (ret > 0)
 		dmdst_tx_progress(link, ret, done);
 	return ret ? ret : -EIO;
 }
@@ -251,6 +254,17 @@ static void dmdst_tx_blocked(struct dmdst_link *link, ssize_t err)
 	dmdst_link_send_later(link, DMDST_NOMEM_DELAY);
 }
 
+/*
+ * What was to follow has to wait, or has been taken back. The socket would keep
+ * the last segment for some 200 ms.
+ */
+static void dmdst_tx_uncork(struct dmdst_link *link)
+{
+	if (link->tx.corked && sk_is_tcp(link->sock->sk))
+		tcp_sock_set_nodelay(link->sock->sk);
+	link->tx.corked = false;
+}
+
 /* What is left of the batch, or a new one. 0: there is nothing to send. */
 static ssize_t dmdst_send_some(struct dmdst_link *link)
 {
@@ -261,6 +275,8 @@ static ssize_t dmdst_send_some(struct dmdst_link *link)
 	mutex_lock(&tx->mutex);
 	if (tx->skip < tx->bytes || dmdst_tx_gather(link))
 		ret = dmdst_tx_push(link, &done);
+	else
+		dmdst_tx_uncork(link);
 	mutex_unlock(&tx->mutex);
 
 	dmdst_link_answered(link, &done);
