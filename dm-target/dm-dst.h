@@ -80,6 +80,7 @@ struct dmdst_req {
 	u16			slot;
 	u16			guard;	/* its number, or 0; fences->lock */
 	u32			birth;	/* of the link that answered */
+	u32			fails;	/* the node's, when the bio came */
 	enum dmdst_req_state	state;
 	blk_status_t		status;
 	bool			no_hole;
@@ -99,6 +100,7 @@ void dmdst_reqs_answered(struct list_head *reqs);
 void dmdst_req_again(struct dmdst_req *req);
 bool dmdst_req_has_payload(const struct dmdst_req *req);
 bool dmdst_req_is_write(const struct dmdst_req *req);
+bool dmdst_req_is_failed(const struct dmdst_req *req);
 
 /* ---- flush.c ---- */
 
@@ -222,6 +224,7 @@ struct dmdst_node {
 	bool			suspect; /* a loss since links came last */
 	bool			down;	/* since lost_at; the policy runs */
 	bool			expired; /* the policy has; I/O fails */
+	u32			fails;	/* fail-pendings so far */
 	unsigned long		lost_at; /* jiffies: the last link's loss */
 	u64			reconnects; /* links up since the first loss */
 	struct dmdst_conduct	conduct;

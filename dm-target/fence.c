@@ -159,7 +159,8 @@ bool dmdst_fence_pins(struct dmdst_req *req)
 		return false;
 
 	spin_lock(&fences->lock);
-	pinned = dmdst_guards_ambiguous(&fences->guards, req->guard);
+	pinned = dmdst_guards_ambiguous(&fences->guards, req->guard) &&
+		 !dmdst_req_is_failed(req);
 	req->pages_out = pinned;
 	if (pinned) {
 		dmdst_req_move(req, DMDST_REQ_PINNED);

@@ -488,7 +488,7 @@ bool dmdst_link_take(struct dmdst_link *link, struct dmdst_req *req)
 	bool taken;
 
 	spin_lock(&link->lock);
-	taken = link->state == DMDST_LINK_LIVE;
+	taken = link->state == DMDST_LINK_LIVE && !dmdst_req_is_failed(req);
 	if (taken) {
 		dmdst_req_move(req, DMDST_REQ_ON_LINK);
 		list_add_tail(&req->list, &link->sendq);

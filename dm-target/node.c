@@ -584,7 +584,7 @@ static blk_status_t dmdst_node_may_queue(struct dmdst_node *node,
 	lockdep_assert_held(&node->lock);
 	if (node->dead)
 		return BLK_STS_IOERR;
-	if (node->expired)
+	if (node->expired || dmdst_req_is_failed(req))
 		return BLK_STS_TRANSPORT;
 	if (!req->bio)
 		return BLK_STS_OK;
@@ -720,6 +720,16 @@ static void dmdst_node_detach(struct dmdst_node *node,
 		dmdst_node_contest(node);
 }
 
+/* To device-mapper, if it still takes them: a suspend can be given up. */
+static void dmdst_node_return_all(const struct dmdst_target *target,
+				  struct list_head *reqs)
+{
+	if (dm_noflush_suspending(target->ti))
+		dmdst_end_all(reqs, BLK_STS_DM_REQUEUE);
+	else
+		dmdst_node_submit_all(reqs);
+}
+
 /*
  * A noflush suspend of @target: what waits goes back to device-mapper, since
  * it could wait for long. So may what is on links.
@@ -736,7 +746,7 @@ void dmdst_node_push_back(struct dmdst_node *node, struct dmdst_target *target,
 	if (how != DMDST_BACK_WAITING)
 		dmdst_node_detach(node, target, how == DMDST_BACK_CUT, &waiting);
 
-	dmdst_end_all(&waiting, BLK_STS_DM_REQUEUE);
+	dmdst_node_return_all(target, &waiting);
 	dmdst_flush_push_back(node, how == DMDST_BACK_WAITING ? NULL : target);
 }
 
@@ -754,9 +764,12 @@ void dmdst_node_fail_waiting(struct dmdst_node *node)
 	dmdst_flush_fail(node, BLK_STS_TRANSPORT);
 }
 
-/* Everything that waits or is under way fails now. */
+/* Everything that waits, is under way, or between the two, fails now. */
 void dmdst_node_fail_pending(struct dmdst_node *node)
 {
+	spin_lock(&node->lock);
+	WRITE_ONCE(node->fails, node->fails + 1);
+	spin_unlock(&node->lock);
 	dmdst_node_fail_links(node, true, "fail-pending");
 	dmdst_node_fail_waiting(node);
 }
