@@ -25,9 +25,8 @@ static u64 dmdst_link_acked(struct dmdst_link *link)
 	lockdep_assert_held(&link->lock);
 	if (!sk_is_tcp(sk))
 		return sent;
-	/* In this order: what comes in between makes less of it. */
 	acked = READ_ONCE(tcp_sk(sk)->snd_una);
-	smp_rmb();
+	smp_rmb();	/* in this order: what comes in between makes less of it */
 	queued = READ_ONCE(tcp_sk(sk)->write_seq) - acked;
 	return sent > queued ? sent - queued : 0;
 }

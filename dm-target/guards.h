@@ -8,6 +8,7 @@
 #ifndef DMDST_GUARDS_H
 #define DMDST_GUARDS_H
 
+#include <linux/bits.h>
 #include <linux/types.h>
 
 /* Old links a node can tell apart; one bit each. */
@@ -16,7 +17,7 @@
  * The bit beside theirs: a link that still talks has the write, and nobody
  * else does; its answer will say that it is done, or its loss that it may not.
  */
-#define DMDST_DETACHED		(1ULL << DMDST_OLD_LINKS)
+#define DMDST_DETACHED		BIT_ULL(DMDST_OLD_LINKS)
 
 /* A lost link (or several, merged) whose requests may still be applied. */
 struct dmdst_old_link {

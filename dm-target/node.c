@@ -714,7 +714,7 @@ static void dmdst_node_detach(struct dmdst_node *node,
 	while ((link = dmdst_node_next_link(node, link))) {
 		guarded |= dmdst_link_detach(link, target, back);
 		if (cut && dmdst_link_carries(link, target))
-			dmdst_link_cut(link, "a suspend can't wait until it is done with a write's pages");
+			dmdst_link_cut(link, "a suspend can't wait for a write's pages");
 	}
 	if (guarded)
 		dmdst_node_contest(node);

@@ -52,7 +52,7 @@ reload_again() {
 
 # A hundred times the table is switched under eight verifying processes, by dmsetup (the same table, flushing
 # and not) and by dstd (features change, the device grows): no error, no loss.
-# @timeout 400
+# @timeout 900
 test_hundred_reloads_under_io() {
     local n
     start_three_nodes

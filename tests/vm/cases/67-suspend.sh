@@ -10,7 +10,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/../devices.sh"
 source "$(dirname "${BASH_SOURCE[0]}")/../proxy.sh"
 
 NEVER=4294967295
-CUT="a suspend can't wait until it is done with a write's pages"
+CUT="a suspend can't wait for a write's pages"
 
 # make_devices: dev is 4 MiB of alpha, other the last MiB of that: it keeps the node while dev's table is another one.
 make_devices() {
