@@ -98,6 +98,35 @@ test_old_writes_come_before_the_fence() {
 }
 state_calm() { [[ $(node_field alpha 6) == 0 && $(node_field alpha 2) == live ]]; }
 
+# A write is held back between client and server, and a noflush suspend takes it off its link, which goes on: pushed back
+# it waits until the server has had it, and newer writes to its range wait behind it. The links stay as they were.
+# @timeout 400
+test_suspends_while_writes_are_held() {
+    local round before
+    make_image alpha $SIZE >/dev/null
+    start_nbdkit alpha
+    start_proxy alpha
+    make_device $PROXY_PORT
+    assert_ok dst-nlpoke set node=alpha "quiesce=$NEVER"
+    before=$(live_links)
+    start_checker --hot 128 --threads 8
+    for round in 1 2 3 4; do
+        echo "round $round"
+        RULE=$(order alpha arm request write nth 20 "do" hold)
+        order alpha wait "$RULE" fired 60
+        assert_ok timeout 60 dmsetup suspend --noflush dev
+        assert_ok field_above 6 0
+        assert_ok dmsetup resume --noudevsync dev
+        wait_until 60 "the write at its guard" field_above 13 0
+        order alpha release "$RULE"
+        order alpha wait "$RULE" answered 60
+        wait_until 20 "no more ambiguous ranges" state_calm
+        checker_goes_on
+    done
+    stop_checker
+    assert_eq "$(live_links)" "$before" "the links"
+}
+
 # The same, but the range is declared fenced before the old copy comes: the checker sees what that does.
 # @timeout 400
 test_checker_sees_a_write_that_comes_too_late() {
