@@ -6,6 +6,7 @@
  * Locks, outermost first:
  *   dmdst_nodes_lock (mutex)	the registry of names
  *   node->conf (mutex)		tables and netlink changing one node
+ *   tx.mutex, rx.mutex of a link	a batch, or a receive, as a whole
  *   node->lock (spin)		the node's state, queue and set of links
  *   link->lock (spin)		the link's state, slots and byte counters
  *   fences->lock (spin)	guards, old links, and who waits for them
