@@ -216,12 +216,12 @@ static bool dmdst_link_is_fenced(struct dmdst_link *link)
 }
 
 /*
- * Empties the link. @moved: what was not sent, can be asked again without a
- * trace, or waited for what the link had. @writes: what the server may have, or
- * get, and apply. True: that leaves guards.
+ * Empties the link. @moved: what was not sent, or can be asked again without
+ * a trace. @writes: what the server may have, or get, and apply. @freed: others'
+ * requests, that waited for what the link had. True: guards are left.
  */
 static bool dmdst_link_collect(struct dmdst_link *link, struct list_head *moved,
-			       struct list_head *writes)
+			       struct list_head *writes, struct list_head *freed)
 {
 	struct dmdst_req *req;
 	bool fenced, guarded;
@@ -243,7 +243,7 @@ static bool dmdst_link_collect(struct dmdst_link *link, struct list_head *moved,
 	if (fenced)
 		list_splice_tail_init(writes, moved);
 	for (i = 0; fenced && i < DMDST_DEPTH; i++)
-		dmdst_fence_answered(link, i, moved);
+		dmdst_fence_answered(link, i, freed);
 	guarded = dmdst_fence_lost(link, writes);
 	for (i = 0; i < DMDST_DEPTH; i++)
 		if (link->slots[i].detached)
@@ -285,6 +285,7 @@ static void dmdst_link_down_work(struct work_struct *work)
 	unsigned int noio = memalloc_noio_save();
 	LIST_HEAD(moved);
 	LIST_HEAD(writes);
+	LIST_HEAD(freed);
 	bool guarded;
 
 	dmdst_node_link_leaves(link);
@@ -297,7 +298,7 @@ static void dmdst_link_down_work(struct work_struct *work)
 		cond_resched();
 
 	dmdst_link_close_socket(link);
-	guarded = dmdst_link_collect(link, &moved, &writes);
+	guarded = dmdst_link_collect(link, &moved, &writes, &freed);
 	/* Before any bio ends: its pages may be in there. */
 	sockfd_put(link->sock);
 	if (guarded)
@@ -306,6 +307,7 @@ static void dmdst_link_down_work(struct work_struct *work)
 		dmdst_flush_redo(link->node);
 	list_splice_tail(&moved, &writes);
 	dmdst_link_move_on(link, &writes);
+	dmdst_node_submit_all(&freed);
 
 	spin_lock(&link->lock);
 	dmdst_link_move(link, DMDST_LINK_GONE);
