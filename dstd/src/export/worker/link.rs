@@ -39,6 +39,8 @@ const JOINED: usize = 64 << 10;
 const UNIX_BUFFER: usize = 512 << 10;
 /// From here on the rest of a payload is received in one piece.
 const IN_ONE: usize = 32 << 10;
+/// Most of one receive of long writes over TCP: the kernel acknowledges nothing while it copies, and its sender waits.
+const AT_ONCE: u32 = 96 << 10;
 
 #[derive(Debug)]
 pub enum State {
@@ -91,6 +93,8 @@ pub struct Link {
     target: Target,
     /// The client can't send far ahead, see [`tune`].
     pub narrow: bool,
+    /// The last WRITE was one that comes in several receives.
+    pub long_writes: bool,
     limits: LinkLimits,
     pub rx: Rx,
     pub tx: Tx,
@@ -160,6 +164,7 @@ impl Link {
             export,
             target,
             narrow,
+            long_writes: false,
             rx: Rx::default(),
             tx: Tx::default(),
             state: State::Requests,
@@ -321,6 +326,9 @@ impl Link {
         };
         self.left += left;
         // The rest of a large payload comes in one piece; else whatever is there, with the requests behind it.
+        if self.long_writes && !self.narrow {
+            span.len = span.len.min(AT_ONCE);
+        }
         let all = need.payload >= IN_ONE;
         if all {
             span.len = span.len.min(need.payload as u32);

@@ -61,6 +61,8 @@ pub struct Pace {
     /// No trial before.
     next: Duration,
     pause: Duration,
+    /// Naps were tried last, and failed.
+    no_naps: bool,
     fixed: Option<Way>,
 }
 
@@ -74,6 +76,7 @@ impl Pace {
             rounds: 0,
             next: Duration::ZERO,
             pause: PAUSE,
+            no_naps: false,
             fixed,
         }
     }
@@ -114,17 +117,19 @@ impl Pace {
         if now < self.next {
             return Phase::Watch;
         }
-        if links == 1 && together <= ONE_AT_A_TIME && rate >= SPIN_FROM {
-            return Phase::Try(Way::Spin, rate);
+        // Requests may also come one at a time because the worker keeps up with a client that has many under way.
+        let spin = links == 1 && together <= ONE_AT_A_TIME && rate >= SPIN_FROM;
+        match rate >= NAP_FROM {
+            true if !(spin && self.no_naps) => Phase::Try(Way::Nap, rate),
+            _ if spin => Phase::Try(Way::Spin, rate),
+            _ => Phase::Watch,
         }
-        if together > ONE_AT_A_TIME && rate >= NAP_FROM {
-            return Phase::Try(Way::Nap, rate);
-        }
-        Phase::Watch
     }
 
     fn judge(&mut self, now: Duration, way: Way, rate: f64, blocked: f64) -> Phase {
-        if good(way, rate, blocked) {
+        let kept = good(way, rate, blocked);
+        self.no_naps = way == Way::Nap && !kept;
+        if kept {
             self.pause = PAUSE;
             return Phase::Keep(way, blocked, now + KEEP);
         }
@@ -194,6 +199,24 @@ mod tests {
         assert!(spin > 0.95 && block < 0.05 && nap == 0.0, "{spin} {block}");
         let [block, spin, nap] = play(&mut Pace::new(None), SECOND, SECOND, &MANY);
         assert!(nap > 0.95 && block < 0.05 && spin == 0.0, "{nap} {block}");
+    }
+
+    #[test]
+    fn a_worker_that_keeps_up_with_many_requests_naps_too_and_a_fast_client_that_waits_is_looked_for()
+     {
+        let apart = Load {
+            together: 1,
+            ..MANY
+        };
+        let [block, _, nap] = play(&mut Pace::new(None), SECOND, SECOND, &apart);
+        assert!(nap > 0.95 && block < 0.05, "{nap} {block}");
+        let fast = Load {
+            block: 70e3,
+            spin: 140e3,
+            ..ONE
+        };
+        let [_, spin, _] = play(&mut Pace::new(None), SECOND, SECOND, &fast);
+        assert!(spin > 0.8, "{spin}");
     }
 
     #[test]

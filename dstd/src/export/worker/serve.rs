@@ -214,6 +214,7 @@ impl Link {
     ) -> Step {
         let head = header_len(self.rules.mode);
         let len = request.length as usize;
+        self.long_writes = len > WAIT_FOR;
         let Some(all) = self.rx.front(head + len) else {
             let lacking = head + len - self.rx.len();
             if len <= WAIT_FOR {
