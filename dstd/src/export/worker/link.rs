@@ -18,7 +18,7 @@ use super::request::{Refusal, Rules};
 use super::ring::{Completion, Op, Ring, SPANS, Target, raw};
 use super::rx::Rx;
 use super::tx::Tx;
-use crate::export::backend::Backend;
+use crate::export::backend::{Backend, WriteTurn};
 use crate::export::link::{End, LinkGate, LinkLimits, Transmission};
 
 /// Operations of one link on the job threads at a time.
@@ -95,6 +95,8 @@ pub struct Link {
     pub narrow: bool,
     /// The last WRITE was one that comes in several receives.
     pub long_writes: bool,
+    /// This link's turn to write into the file; ends with the link's own turn.
+    pub writing: Option<WriteTurn>,
     limits: LinkLimits,
     pub rx: Rx,
     pub tx: Tx,
@@ -165,6 +167,7 @@ impl Link {
             target,
             narrow,
             long_writes: false,
+            writing: None,
             rx: Rx::default(),
             tx: Tx::default(),
             state: State::Requests,
@@ -227,6 +230,12 @@ impl Link {
 
     /// Serves what was received, as far as limits and the others' patience allow.
     pub fn turn<R: Ring>(&mut self, core: &mut Core<R>) -> Turn {
+        let turn = self.serve(core);
+        self.writing = None;
+        turn
+    }
+
+    fn serve<R: Ring>(&mut self, core: &mut Core<R>) -> Turn {
         let mut budget = Budget::default();
         self.need = None;
         while !self.rx.out && self.closed.is_none() {
