@@ -23,11 +23,13 @@ pub const NAP: Duration = Duration::from_micros(40);
 
 /// Rates are compared over so much time.
 const WINDOW: Duration = Duration::from_millis(4);
+/// Windows until a way shows what it is worth: an idle processor's governor has to get used to it first.
+const SETTLE: u8 = 3;
 /// How long a way is kept before the worker blocks for a window, to see what that is like now.
 const KEEP: Duration = Duration::from_millis(200);
 /// From a trial that failed to the next one; doubles with each.
 const PAUSE: Duration = Duration::from_millis(20);
-const PAUSE_MOST: Duration = Duration::from_millis(320);
+const PAUSE_MOST: Duration = Duration::from_millis(640);
 /// Requests a second below which nothing is gained.
 const SPIN_FROM: f64 = 5_000.0;
 const NAP_FROM: f64 = 60_000.0;
@@ -47,7 +49,8 @@ const NAP_LOSES: f64 = 0.9;
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Phase {
     Watch,
-    Try(Way, f64),
+    /// Since so many windows.
+    Try(Way, f64, u8),
     Keep(Way, f64, Duration),
 }
 
@@ -85,7 +88,7 @@ impl Pace {
         match self.phase {
             _ if let Some(way) = self.fixed => way,
             Phase::Watch => Way::Block,
-            Phase::Try(way, _) | Phase::Keep(way, ..) => way,
+            Phase::Try(way, ..) | Phase::Keep(way, ..) => way,
         }
     }
 
@@ -104,7 +107,10 @@ impl Pace {
         self.phase = match self.phase {
             _ if idle => Phase::Watch,
             Phase::Watch => self.watch(now, rate, together, links),
-            Phase::Try(way, blocked) => self.judge(now, way, rate, blocked),
+            Phase::Try(way, blocked, windows) if windows + 1 < SETTLE => {
+                Phase::Try(way, blocked, windows + 1)
+            }
+            Phase::Try(way, blocked, _) => self.judge(now, way, rate, blocked),
             Phase::Keep(way, blocked, until) if now < until && good(way, rate, blocked) => {
                 Phase::Keep(way, blocked, until)
             }
@@ -120,8 +126,8 @@ impl Pace {
         // Requests may also come one at a time because the worker keeps up with a client that has many under way.
         let spin = links == 1 && together <= ONE_AT_A_TIME && rate >= SPIN_FROM;
         match rate >= NAP_FROM {
-            true if !(spin && self.no_naps) => Phase::Try(Way::Nap, rate),
-            _ if spin => Phase::Try(Way::Spin, rate),
+            true if !(spin && self.no_naps) => Phase::Try(Way::Nap, rate, 0),
+            _ if spin => Phase::Try(Way::Spin, rate, 0),
             _ => Phase::Watch,
         }
     }
