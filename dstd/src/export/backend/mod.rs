@@ -18,6 +18,7 @@ mod tests;
 mod tests_disk;
 #[cfg(test)]
 mod tests_flush;
+mod turn;
 mod zero;
 
 use std::fs::File;
@@ -32,10 +33,12 @@ use rustix::io::{ReadWriteFlags, preadv2, pwritev2};
 
 pub use fault::{FaultKind, FaultPoint, FaultScript, Faults};
 pub use open::{OpenError, OpenOptionsOf};
+pub use turn::WriteTurn;
 
 use flush::FlushMemory;
 use inline::{Inline, Way};
 use machine::Machine;
+use turn::Turns;
 use zero::{Disk, Zeroer};
 
 /// What a client may be told of an export.
@@ -93,6 +96,7 @@ pub struct Backend {
     identity: [u8; 16],
     incarnation: [u8; 16],
     inline: Inline,
+    turns: Turns,
     zeroer: Zeroer,
     faults: Option<Arc<dyn Faults>>,
 }
@@ -106,6 +110,10 @@ impl Backend {
 
     fn open_on(options: &OpenOptionsOf, machine: &Machine) -> Result<Backend, OpenError> {
         let opened = open::open(options, machine)?;
+        let turns = match opened.device {
+            Some(_) => Turns::of_device(),
+            None => Turns::of_file(),
+        };
         let disk = opened.device.map(|number| {
             let queue = |name| machine.queue(number, name).unwrap_or_default();
             let own = |name| machine.attribute(number, name)?.parse().ok();
@@ -124,6 +132,7 @@ impl Backend {
             identity: opened.identity,
             incarnation: opened.incarnation,
             inline: Inline::new(opened.memory),
+            turns,
             zeroer: Zeroer::new(disk, opened.memory),
             faults: None,
         })
@@ -174,6 +183,11 @@ impl Backend {
             }
             Way::Never | Way::Timed => Ok(None),
         }
+    }
+
+    /// To be taken before [`Backend::try_write`], for many of them. `None`: as if that had said `Ok(None)`.
+    pub fn turn(&self) -> Option<WriteTurn> {
+        self.turns.take()
     }
 
     /// Writes into the page cache if that won't wait for the disk: `Ok(None)` where it might (part of it may have been

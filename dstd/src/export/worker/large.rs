@@ -118,7 +118,7 @@ impl Link {
         if apart {
             return self.write_span(core, stream.request, span, stream.at, true);
         }
-        match self.backend.try_write(core.pool.bytes(span), stream.at) {
+        match self.write_now(core, span, stream.at) {
             Ok(Some(())) => {}
             Ok(None) => self.write_span(core, stream.request, span, stream.at, false),
             Err(error) => core.requests[stream.request].error = Some(refusal_of(&error)),

@@ -18,7 +18,7 @@ use super::request::{Refusal, Rules};
 use super::ring::{Completion, Op, Ring, SPANS, Target, raw};
 use super::rx::Rx;
 use super::tx::Tx;
-use crate::export::backend::Backend;
+use crate::export::backend::{Backend, WriteTurn};
 use crate::export::link::{End, LinkGate, LinkLimits, Transmission};
 
 /// Operations of one link on the job threads at a time.
@@ -39,6 +39,8 @@ const JOINED: usize = 64 << 10;
 const UNIX_BUFFER: usize = 512 << 10;
 /// From here on the rest of a payload is received in one piece.
 const IN_ONE: usize = 32 << 10;
+/// Most of one receive of long writes over TCP: the kernel acknowledges nothing while it copies, and its sender waits.
+const AT_ONCE: u32 = 96 << 10;
 
 #[derive(Debug)]
 pub enum State {
@@ -91,6 +93,10 @@ pub struct Link {
     target: Target,
     /// The client can't send far ahead, see [`tune`].
     pub narrow: bool,
+    /// The last WRITE was one that comes in several receives.
+    pub long_writes: bool,
+    /// This link's turn to write into the file; ends with the link's own turn.
+    pub writing: Option<WriteTurn>,
     limits: LinkLimits,
     pub rx: Rx,
     pub tx: Tx,
@@ -160,6 +166,8 @@ impl Link {
             export,
             target,
             narrow,
+            long_writes: false,
+            writing: None,
             rx: Rx::default(),
             tx: Tx::default(),
             state: State::Requests,
@@ -222,6 +230,12 @@ impl Link {
 
     /// Serves what was received, as far as limits and the others' patience allow.
     pub fn turn<R: Ring>(&mut self, core: &mut Core<R>) -> Turn {
+        let turn = self.serve(core);
+        self.writing = None;
+        turn
+    }
+
+    fn serve<R: Ring>(&mut self, core: &mut Core<R>) -> Turn {
         let mut budget = Budget::default();
         self.need = None;
         while !self.rx.out && self.closed.is_none() {
@@ -321,6 +335,9 @@ impl Link {
         };
         self.left += left;
         // The rest of a large payload comes in one piece; else whatever is there, with the requests behind it.
+        if self.long_writes && !self.narrow {
+            span.len = span.len.min(AT_ONCE);
+        }
         let all = need.payload >= IN_ONE;
         if all {
             span.len = span.len.min(need.payload as u32);

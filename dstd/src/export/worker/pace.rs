@@ -23,11 +23,13 @@ pub const NAP: Duration = Duration::from_micros(40);
 
 /// Rates are compared over so much time.
 const WINDOW: Duration = Duration::from_millis(4);
+/// Windows until a way shows what it is worth: an idle processor's governor has to get used to it first.
+const SETTLE: u8 = 3;
 /// How long a way is kept before the worker blocks for a window, to see what that is like now.
 const KEEP: Duration = Duration::from_millis(200);
 /// From a trial that failed to the next one; doubles with each.
 const PAUSE: Duration = Duration::from_millis(20);
-const PAUSE_MOST: Duration = Duration::from_millis(320);
+const PAUSE_MOST: Duration = Duration::from_millis(640);
 /// Requests a second below which nothing is gained.
 const SPIN_FROM: f64 = 5_000.0;
 const NAP_FROM: f64 = 60_000.0;
@@ -47,7 +49,8 @@ const NAP_LOSES: f64 = 0.9;
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Phase {
     Watch,
-    Try(Way, f64),
+    /// Since so many windows.
+    Try(Way, f64, u8),
     Keep(Way, f64, Duration),
 }
 
@@ -61,6 +64,8 @@ pub struct Pace {
     /// No trial before.
     next: Duration,
     pause: Duration,
+    /// Naps were tried last, and failed.
+    no_naps: bool,
     fixed: Option<Way>,
 }
 
@@ -74,6 +79,7 @@ impl Pace {
             rounds: 0,
             next: Duration::ZERO,
             pause: PAUSE,
+            no_naps: false,
             fixed,
         }
     }
@@ -82,7 +88,7 @@ impl Pace {
         match self.phase {
             _ if let Some(way) = self.fixed => way,
             Phase::Watch => Way::Block,
-            Phase::Try(way, _) | Phase::Keep(way, ..) => way,
+            Phase::Try(way, ..) | Phase::Keep(way, ..) => way,
         }
     }
 
@@ -101,7 +107,10 @@ impl Pace {
         self.phase = match self.phase {
             _ if idle => Phase::Watch,
             Phase::Watch => self.watch(now, rate, together, links),
-            Phase::Try(way, blocked) => self.judge(now, way, rate, blocked),
+            Phase::Try(way, blocked, windows) if windows + 1 < SETTLE => {
+                Phase::Try(way, blocked, windows + 1)
+            }
+            Phase::Try(way, blocked, _) => self.judge(now, way, rate, blocked),
             Phase::Keep(way, blocked, until) if now < until && good(way, rate, blocked) => {
                 Phase::Keep(way, blocked, until)
             }
@@ -114,17 +123,19 @@ impl Pace {
         if now < self.next {
             return Phase::Watch;
         }
-        if links == 1 && together <= ONE_AT_A_TIME && rate >= SPIN_FROM {
-            return Phase::Try(Way::Spin, rate);
+        // Requests may also come one at a time because the worker keeps up with a client that has many under way.
+        let spin = links == 1 && together <= ONE_AT_A_TIME && rate >= SPIN_FROM;
+        match rate >= NAP_FROM {
+            true if !(spin && self.no_naps) => Phase::Try(Way::Nap, rate, 0),
+            _ if spin => Phase::Try(Way::Spin, rate, 0),
+            _ => Phase::Watch,
         }
-        if together > ONE_AT_A_TIME && rate >= NAP_FROM {
-            return Phase::Try(Way::Nap, rate);
-        }
-        Phase::Watch
     }
 
     fn judge(&mut self, now: Duration, way: Way, rate: f64, blocked: f64) -> Phase {
-        if good(way, rate, blocked) {
+        let kept = good(way, rate, blocked);
+        self.no_naps = way == Way::Nap && !kept;
+        if kept {
             self.pause = PAUSE;
             return Phase::Keep(way, blocked, now + KEEP);
         }
@@ -194,6 +205,24 @@ mod tests {
         assert!(spin > 0.95 && block < 0.05 && nap == 0.0, "{spin} {block}");
         let [block, spin, nap] = play(&mut Pace::new(None), SECOND, SECOND, &MANY);
         assert!(nap > 0.95 && block < 0.05 && spin == 0.0, "{nap} {block}");
+    }
+
+    #[test]
+    fn a_worker_that_keeps_up_with_many_requests_naps_too_and_a_fast_client_that_waits_is_looked_for()
+     {
+        let apart = Load {
+            together: 1,
+            ..MANY
+        };
+        let [block, _, nap] = play(&mut Pace::new(None), SECOND, SECOND, &apart);
+        assert!(nap > 0.95 && block < 0.05, "{nap} {block}");
+        let fast = Load {
+            block: 70e3,
+            spin: 140e3,
+            ..ONE
+        };
+        let [_, spin, _] = play(&mut Pace::new(None), SECOND, SECOND, &fast);
+        assert!(spin > 0.8, "{spin}");
     }
 
     #[test]

@@ -214,6 +214,7 @@ impl Link {
     ) -> Step {
         let head = header_len(self.rules.mode);
         let len = request.length as usize;
+        self.long_writes = len > WAIT_FOR;
         let Some(all) = self.rx.front(head + len) else {
             let lacking = head + len - self.rx.len();
             if len <= WAIT_FOR {
@@ -229,7 +230,7 @@ impl Link {
         };
         budget.bytes += len;
         let payload = all.skip(head as u32);
-        let written = self.backend.try_write(core.pool.bytes(payload), to.offset);
+        let written = self.write_now(core, payload, to.offset);
         self.rx.consume(head + len);
         match written {
             Ok(Some(())) if request.fua => {
@@ -245,6 +246,22 @@ impl Link {
             Err(error) => self.reply_error(core, to, refusal_of(&error)),
         }
         Step::Done
+    }
+
+    /// `Ok(None)`: it might have to wait.
+    pub fn write_now<R: Ring>(
+        &mut self,
+        core: &Core<R>,
+        span: Span,
+        offset: u64,
+    ) -> io::Result<Option<()>> {
+        if self.writing.is_none() {
+            self.writing = self.backend.turn();
+        }
+        match self.writing {
+            Some(_) => self.backend.try_write(core.pool.bytes(span), offset),
+            None => Ok(None),
+        }
     }
 
     /// Writes straight from the receive block, which is held until that is done; `apart`: on another thread.
