@@ -17,7 +17,7 @@ const RESULTS_SIZE: &str = "512M";
 /// What the guest's agent is to do; it reads this from run.env on the payload.
 #[derive(Debug)]
 pub enum Mode {
-    Tests { filter: Vec<String> },
+    Tests { filter: Vec<String>, faults: bool },
     Demo,
     Shell,
 }
@@ -154,9 +154,10 @@ fn payload_image(tree: &Tree, work: &Path, mode: &Mode, debug: bool) -> Result<P
     }
     copy_binaries(&tree.bin_dir(debug), &stage.join("bin"))?;
     let env = match mode {
-        Mode::Tests { filter } => format!(
-            "MODE=tests\nFILTER='{}'\n",
-            filter.join("\n").replace('\'', "")
+        Mode::Tests { filter, faults } => format!(
+            "MODE=tests\nFILTER='{}'\nFAULTS={}\n",
+            filter.join("\n").replace('\'', ""),
+            if *faults { "yes" } else { "" }
         ),
         Mode::Demo => "MODE=demo\n".to_owned(),
         Mode::Shell => "MODE=shell\n".to_owned(),

@@ -55,7 +55,12 @@ impl Tree {
             let mut fields = line.split('\t');
             let name = fields.next().unwrap_or_default();
             if filter.is_empty() || filter.iter().any(|f| name.contains(f.as_str())) {
-                println!("{name:<44} {}", fields.next_back().unwrap_or_default());
+                let comment = fields.next_back().unwrap_or_default();
+                let only = match fields.next_back() {
+                    Some("-") | None => String::new(),
+                    Some(tag) => format!("({tag}) "),
+                };
+                println!("{name:<44} {only}{comment}");
             }
         }
         Ok(())

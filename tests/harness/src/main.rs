@@ -41,6 +41,9 @@ enum Command {
         /// Only tests whose name contains this text (repeat for more)
         #[arg(long)]
         filter: Vec<String>,
+        /// Also the tests tagged "only faults", which take long
+        #[arg(long)]
+        faults: bool,
         /// Only list the tests
         #[arg(long)]
         list: bool,
@@ -101,11 +104,13 @@ fn run(command: &Command) -> Result<ExitCode> {
         Command::Run {
             common,
             filter,
+            faults,
             minutes,
             ..
         } => {
             let mode = Mode::Tests {
                 filter: filter.clone(),
+                faults: *faults,
             };
             with_machine(&tree, common, &mode, |machine, out| {
                 let limit = Duration::from_secs(minutes * 60);
