@@ -3,7 +3,7 @@
 # FUNCTION TIMEOUT EXPECT_FAIL ONLY COMMENT. NAME is "topic.function" of cases/NN-topic.sh. Called on the host by
 # `dst-vm run --list` and tests/interop/run, in the guest by agent.sh; runs no test. The comment block above a
 # function may hold "@timeout SECONDS", "@expect-fail TEXT" (the test passes only if it fails and its reason or log
-# holds TEXT) and "@only faults" (ONLY, else "-": run with --faults only).
+# holds TEXT) and "@only faults" or "@only small" (ONLY, else "-": run with --faults only; the latter in a small guest).
 set -euo pipefail
 cd "${1:-$(dirname "${BASH_SOURCE[0]}")}"
 

@@ -19,10 +19,7 @@ const O_DIRECT: i32 = 0o40000;
 const SLOT: usize = 4096;
 
 #[derive(Parser)]
-#[command(
-    name = "dst-durable",
-    about = "Prove that what fsync confirmed stays"
-)]
+#[command(name = "dst-durable", about = "Prove that what fsync confirmed stays")]
 enum Cli {
     /// Write and fsync until the stop file is there, or something fails; prints what and how much
     Run {
@@ -119,8 +116,7 @@ enum Medium {
 impl Medium {
     fn open(place: &Place, write: bool) -> Result<Self> {
         let path = &place.target;
-        let found =
-            fs::metadata(path).with_context(|| format!("looking at {}", path.display()))?;
+        let found = fs::metadata(path).with_context(|| format!("looking at {}", path.display()))?;
         if found.is_dir() {
             return Ok(Medium::Directory(path.clone()));
         }

@@ -21,10 +21,7 @@ const FLAG_MARK: u64 = 8;
 const HEAD: usize = 32;
 
 #[derive(Parser)]
-#[command(
-    name = "dst-log",
-    about = "Read a log of dm-log-writes, and replay it"
-)]
+#[command(name = "dst-log", about = "Read a log of dm-log-writes, and replay it")]
 enum Cli {
     /// One line an entry: NUMBER SECTOR COUNT FLAGS, and a mark's text
     List { log: PathBuf },
