@@ -311,3 +311,75 @@ fn main() -> ExitCode {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn place(name: &str) -> Place {
+        let dir = std::env::temp_dir().join(format!("dst-durable-{}-{name}", std::process::id()));
+        fs::create_dir_all(dir.join("files")).unwrap();
+        Place {
+            target: dir.join("files"),
+            ledger: dir.join("ledger"),
+            seed: 7,
+            slots: 0,
+        }
+    }
+
+    fn done(name: &str) -> Place {
+        let place = place(name);
+        run(&Run {
+            place: place.clone(),
+            batch: 3,
+            batches: 4,
+            stop_file: None,
+            on_commit: None,
+        })
+        .unwrap();
+        place
+    }
+
+    fn remove(place: &Place) {
+        fs::remove_dir_all(place.target.parent().unwrap()).unwrap();
+    }
+
+    #[test]
+    fn what_was_confirmed_is_found() {
+        let place = done("found");
+        assert_eq!(fs::read_to_string(&place.ledger).unwrap(), "12 12\n");
+        verify(&place, None).unwrap();
+        remove(&place);
+    }
+
+    #[test]
+    fn a_record_that_is_missing_torn_or_anothers_is_lost() {
+        let place = done("lost");
+        let file = |number: u64| place.target.join(number.to_string());
+        fs::remove_file(file(2)).unwrap();
+        let mut torn = fs::read(file(5)).unwrap();
+        torn[3000] ^= 1;
+        fs::write(file(5), torn).unwrap();
+        fs::copy(file(8), file(7)).unwrap();
+        let said = verify(&place, None).unwrap_err().to_string();
+        assert!(
+            said.starts_with("3 of 12 confirmed records are lost:"),
+            "{said}"
+        );
+        for number in [2, 5, 7] {
+            assert!(said.contains(&format!("record {number}: ")), "{said}");
+        }
+        verify(&place, Some(2)).unwrap();
+        remove(&place);
+    }
+
+    #[test]
+    fn what_was_begun_and_not_confirmed_may_be_missing() {
+        let place = done("begun");
+        fs::write(&place.ledger, "15 12").unwrap();
+        verify(&place, None).unwrap();
+        fs::write(&place.ledger, "15 15").unwrap();
+        assert!(verify(&place, None).is_err());
+        remove(&place);
+    }
+}

@@ -216,3 +216,56 @@ fn main() -> ExitCode {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A log of two writes, a flush of no data, a mark, a discard and a write behind it.
+    fn a_log() -> Vec<u8> {
+        let mut blocks: Vec<[u8; 512]> = Vec::new();
+        let head = |words: [u64; 4], text: &str| {
+            let mut block = [0; 512];
+            for (to, word) in block.chunks_mut(8).zip(words) {
+                to.copy_from_slice(&word.to_le_bytes());
+            }
+            block[HEAD..HEAD + text.len()].copy_from_slice(text.as_bytes());
+            block
+        };
+        blocks.push(head([MAGIC, 1, 6, 512], ""));
+        blocks.push(head([3, 2, 0, 0], ""));
+        blocks.extend([[1; 512], [2; 512]]);
+        blocks.push(head([4, 1, FLAG_FUA, 0], ""));
+        blocks.push([3; 512]);
+        blocks.push(head([0, 0, FLAG_FLUSH, 0], ""));
+        blocks.push(head([0, 0, FLAG_MARK, 4], "here"));
+        blocks.push(head([3, 1, FLAG_DISCARD, 0], ""));
+        blocks.push(head([0, 1, 0, 0], ""));
+        blocks.push([9; 512]);
+        blocks.concat()
+    }
+
+    fn replayed(name: &str, to: usize) -> Vec<u8> {
+        let dir = std::env::temp_dir().join(format!("dst-log-{}-{name}", std::process::id()));
+        std::fs::create_dir_all(&dir).unwrap();
+        let (log, image) = (dir.join("log"), dir.join("image"));
+        std::fs::write(&log, a_log()).unwrap();
+        std::fs::write(&image, vec![0; 6 * 512]).unwrap();
+        let log = Log::load(&log).unwrap();
+        assert_eq!(log.marked("here").unwrap(), 3);
+        assert!(log.marked("there").is_err());
+        replay(&log, &image, 0, to).unwrap();
+        let found = std::fs::read(&image).unwrap();
+        std::fs::remove_dir_all(&dir).unwrap();
+        found.chunks(512).map(|block| block[0]).collect()
+    }
+
+    #[test]
+    fn entries_are_applied_in_their_order_up_to_the_one_that_is_named() {
+        assert_eq!(replayed("none", 0), [0, 0, 0, 0, 0, 0]);
+        assert_eq!(replayed("one", 1), [0, 0, 0, 1, 2, 0]);
+        assert_eq!(replayed("mark", 3), [0, 0, 0, 1, 3, 0]);
+        assert_eq!(replayed("discard", 5), [0, 0, 0, 0, 3, 0]);
+        assert_eq!(replayed("all", 6), [9, 0, 0, 0, 3, 0]);
+    }
+}
