@@ -46,9 +46,9 @@ static void dmdst_round_run(struct dmdst_target *t);
 /*
  * dm core drops the error of a PREFLUSH with data behind it and sends the data:
  * a journal would commit what was lost. So that write is owed the error, too:
- * the next FUA write out of a workqueue, where dm sends it from; a process's
- * own O_DSYNC write is none. Where the node only had no link there is nothing
- * to owe: the write finds that itself.
+ * the next FUA write of a kernel thread, as dm and what stands on it send it;
+ * a process's own O_DSYNC write is none. Where the node only had no link there
+ * is nothing to owe: the write finds that itself.
  */
 #define DMDST_OWED_FOR	(10 * HZ)
 
@@ -71,7 +71,7 @@ static blk_status_t dmdst_target_pays(struct dmdst_target *t,
 	unsigned long until = READ_ONCE(seat->owed_until);
 	unsigned int i;
 
-	if (likely(!status) || !(current->flags & PF_WQ_WORKER))
+	if (likely(!status) || !(current->flags & PF_KTHREAD))
 		return BLK_STS_OK;
 	for (i = 0; i < t->nr_uses; i++)
 		WRITE_ONCE(t->uses[i]->seat->owed, BLK_STS_OK);
