@@ -67,6 +67,7 @@ static void dmdst_target_owe(struct dmdst_target *t, blk_status_t status)
 static blk_status_t dmdst_target_pays(struct dmdst_target *t,
 				      const struct dmdst_seat *seat)
 {
+	/* Pairs with dmdst_target_owe(). */
 	blk_status_t status = smp_load_acquire(&seat->owed);
 	unsigned long until = READ_ONCE(seat->owed_until);
 	unsigned int i;
