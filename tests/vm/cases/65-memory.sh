@@ -14,6 +14,8 @@ outside() {
     local total
     total=$(memory MemTotal)
     ((total < 300 * 1024)) || fail "this guest has $total KiB of memory: too much to show anything"
+    assert_ok modprobe virtio_net
+    wait_until 20 "the network card" test -e /sys/class/net/eth0
     assert_ok ip link set eth0 up
     assert_ok ip addr replace 10.0.2.15/24 dev eth0
     topology

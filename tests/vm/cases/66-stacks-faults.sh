@@ -144,12 +144,12 @@ fail_over() {
     for ((round = 1; round <= $1; round++)); do
         wait_until 120 "a live path with requests" find_active
         active=$ACTIVE
-        assert_ok tc qdisc add dev $active root netem delay 10s limit 10000
-        wait_until 120 "the other path" other_is_busy $active
+        assert_ok tc qdisc add dev "$active" root netem delay 10s limit 10000
+        wait_until 120 "the other path" other_is_busy "$active"
         # what is delayed comes in its own time, behind newer writes, and must do nothing
-        read -r sent queued < <(packets $active)
-        wait_until 60 "the delayed packets to arrive" has_sent $active $((sent + queued))
-        assert_ok tc qdisc del dev $active root
+        read -r sent queued < <(packets "$active")
+        wait_until 60 "the delayed packets to arrive" has_sent "$active" $((sent + queued))
+        assert_ok tc qdisc del dev "$active" root
         kill -0 $checker 2>/dev/null || break
     done
     touch "$T/stop"
