@@ -25,8 +25,11 @@ test: vm-tools lint setup-interop ## unit tests and the VM tests on one stock ke
 test-all: vm-tools lint setup-interop ## the same on every kernel: 6.1, 6.12 and sid's
 	tests/run 6.1 6.12 sid
 
+test-faults: vm-tools lint setup-interop ## all of it with the long fault tests, then on the debug kernel
+	tests/run --faults $(KERNEL) $(if $(wildcard scripts/*debug*),debug)
+
 test-vm: vm-tools ## only VM tests: KERNEL=6.12 FILTER=part-of-a-name
-	$(DST_VM) run --kernel $(KERNEL) $(if $(FILTER),--filter $(FILTER))
+	$(DST_VM) run --kernel $(KERNEL) $(if $(FILTER),--filter $(FILTER)) $(if $(FAULTS),--faults)
 
 lint: setup-lint ## formatting, clippy, shellcheck
 	cargo fmt --all --check
@@ -88,5 +91,5 @@ vm-tools: setup-build
 	@scripts/setup-host.sh vm
 	@cargo build --release --quiet --workspace
 
-.PHONY: demo test test-all test-vm test-interop bench-export lint build module modules install uninstall \
+.PHONY: demo test test-all test-faults test-vm test-interop bench-export lint build module modules install uninstall \
 	help clean setup-build setup-lint setup-interop setup-bench setup-modules vm-tools

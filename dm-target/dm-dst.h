@@ -245,6 +245,8 @@ struct dmdst_seat {
 	const struct mapped_device *md;
 	unsigned int		uses;	/* node->conf */
 	u64			told;	/* losses of data; node->lock */
+	blk_status_t		owed;	/* what the write behind a flush must end with, too */
+	unsigned long		owed_until;
 };
 
 /* A table line's use of a node, one for each node it names. */

@@ -43,12 +43,51 @@ void dmdst_target_node_is_live(struct dmdst_target *t)
  */
 static void dmdst_round_run(struct dmdst_target *t);
 
+/*
+ * dm core drops the error of a PREFLUSH with data behind it and sends the data:
+ * a journal would commit what was lost. So that write is owed the error, too:
+ * the next FUA write of a kernel thread, as dm and what stands on it send it;
+ * a process's own O_DSYNC write is none. Where the node only had no link there
+ * is nothing to owe: the write finds that itself.
+ */
+#define DMDST_OWED_FOR	(10 * HZ)
+
+static void dmdst_target_owe(struct dmdst_target *t, blk_status_t status)
+{
+	unsigned int i;
+
+	for (i = 0; i < t->nr_uses; i++) {
+		WRITE_ONCE(t->uses[i]->seat->owed_until, jiffies + DMDST_OWED_FOR);
+		/* Pairs with dmdst_target_pays(). */
+		smp_store_release(&t->uses[i]->seat->owed, status);
+	}
+}
+
+/* A FUA write to a node in whose @seat we are: the error it is owed. */
+static blk_status_t dmdst_target_pays(struct dmdst_target *t,
+				      const struct dmdst_seat *seat)
+{
+	/* Pairs with dmdst_target_owe(). */
+	blk_status_t status = smp_load_acquire(&seat->owed);
+	unsigned long until = READ_ONCE(seat->owed_until);
+	unsigned int i;
+
+	if (likely(!status) || !(current->flags & PF_KTHREAD))
+		return BLK_STS_OK;
+	for (i = 0; i < t->nr_uses; i++)
+		WRITE_ONCE(t->uses[i]->seat->owed, BLK_STS_OK);
+	return time_before(jiffies, until) ? status : BLK_STS_OK;
+}
+
 static bool dmdst_round_end(struct dmdst_target *t)
 {
 	blk_status_t status = t->round_status;
 	struct bio_list ended;
 	struct bio *bio;
 	bool again;
+
+	if (status && status != BLK_STS_TRANSPORT && status != BLK_STS_DM_REQUEUE)
+		dmdst_target_owe(t, status);
 
 	spin_lock(&t->round_lock);
 	ended = t->round_now;
@@ -167,6 +206,13 @@ static int dmdst_map(struct dm_target *ti, struct bio *bio)
 		return DM_MAPIO_KILL;
 
 	extent = dmdst_table_find(t, sector);
+	if (bio->bi_opf & REQ_FUA) {
+		bio->bi_status = dmdst_target_pays(t, extent->use->seat);
+		if (bio->bi_status) {
+			bio_endio(bio);
+			return DM_MAPIO_SUBMITTED;
+		}
+	}
 	most = min_t(sector_t, extent->start + extent->len - sector,
 		     dmdst_max_sectors(extent->use->node, bio_op(bio)));
 	if (bio_sectors(bio) > most)

@@ -119,6 +119,7 @@ finish_test() {
         { echo "left behind after cleanup:" && cat "$STATE/left"; } >>"$STATE/why"
         status=1 dirty=1
     fi
+    grep -h "^figure: " "$log" >&3
     klog_save "$name"
     if klog_splats "$name" >"$STATE/splats"; then
         { echo "kernel log:" && head -n 12 "$STATE/splats"; } >>"$STATE/why"
@@ -208,18 +209,24 @@ report_interrupted() {
 }
 
 run_tests() {
-    local name file fn limit expect topic=
+    local name file fn limit expect only left_out=0 topic=
     bash "$HERE/list.sh" >"$STATE/tests"
     report_interrupted
     check_boot
-    while IFS=$'\t' read -r name file fn limit expect _ <&4; do
+    while IFS=$'\t' read -r name file fn limit expect only _ <&4; do
         wanted "$name" || continue
+        # shellcheck disable=SC2153 # of run.env
+        if [[ " $ONLY " != *" $only "* ]]; then
+            left_out=$((left_out + 1))
+            continue
+        fi
         grep -qsxF "$name" "$STATE/finished" && continue
         if [[ -n $topic && $topic != "${name%%.*}" ]]; then reload_module "$topic"; fi
         topic=${name%%.*}
         run_test "$name" "$file" "$fn" "$limit" "$expect"
     done 4<"$STATE/tests"
     [[ -z $topic ]] || reload_module "$topic"
+    ((left_out == 0)) || [[ $ONLY != - ]] || echo "$left_out fault tests left out: dst-vm run --faults has them" >&3
     power_off 0
 }
 

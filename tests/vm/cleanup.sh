@@ -94,7 +94,7 @@ drop_unready_dst_devices() {
     done
 }
 
-# Suspended devices first: everything else would hang on them.
+# Suspended devices first: everything else would hang on them. The disks of servers (srv-*) go when those are gone.
 remove_dm_devices() {
     local name
     any /sys/block/dm-* || return 0
@@ -105,13 +105,22 @@ remove_dm_devices() {
     timeout 60 vgchange -q -an >/dev/null 2>&1
     for _ in {1..8}; do
         any /sys/block/dm-* || return 0
-        for name in $(dmsetup info -c --noheadings -o name -S 'open=0' 2>/dev/null); do
+        for name in $(dmsetup info -c --noheadings -o name -S 'open=0 && name!~"^srv-"' 2>/dev/null); do
             timeout 20 dmsetup remove --retry "$name"
         done
     done
-    for name in $(dmsetup info -c --noheadings -o name); do
+    for name in $(dmsetup info -c --noheadings -o name -S 'name!~"^srv-"' 2>/dev/null); do
         timeout 20 dmsetup remove --force "$name"
     done
+}
+
+remove_server_disks() {
+    local name
+    any /sys/block/dm-* || return 0
+    for name in $(dmsetup info -c --noheadings -o name -S 'name=~"^srv-"' 2>/dev/null); do
+        timeout 20 dmsetup remove --retry "$name"
+    done
+    ! any /sys/block/loop*/loop/backing_file || losetup -D
 }
 
 drop_nbd_and_loops() {
@@ -181,6 +190,7 @@ cleanup() {
         stop_empty_arrays
         drop_nbd_and_loops
         kill_group nodes
+        remove_server_disks
         drop_namespaces
         wipe_scratch
         rm -rf "$T"

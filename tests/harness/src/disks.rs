@@ -17,9 +17,32 @@ const RESULTS_SIZE: &str = "512M";
 /// What the guest's agent is to do; it reads this from run.env on the payload.
 #[derive(Debug)]
 pub enum Mode {
-    Tests { filter: Vec<String> },
+    Tests { filter: Vec<String>, which: Which },
     Demo,
     Shell,
+}
+
+/// Which tests of those that the filter takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Which {
+    /// those that are tagged with nothing
+    Quick,
+    /// also the fault tests
+    Faults,
+    /// only those for a guest that has little memory, and a node outside of it
+    Small,
+}
+
+impl Mode {
+    pub fn is_small(&self) -> bool {
+        matches!(
+            self,
+            Mode::Tests {
+                which: Which::Small,
+                ..
+            }
+        )
+    }
 }
 
 /// A disk as QEMU sees it; the guest knows it by its serial.
@@ -34,6 +57,8 @@ pub struct Disk {
 #[derive(Debug)]
 pub struct Disks {
     pub all: Vec<Disk>,
+    /// What a node outside of the guest serves to it.
+    pub outside: Option<PathBuf>,
     work: PathBuf,
     results: PathBuf,
 }
@@ -74,14 +99,19 @@ impl Disks {
             raw("results", &results, false),
         ];
         for n in 0..SCRATCH_DISKS {
-            let path = work.join(format!("scratch{n}.raw"));
-            let file =
-                File::create(&path).with_context(|| format!("creating {}", path.display()))?;
-            file.set_len(SCRATCH_BYTES)
-                .with_context(|| format!("sizing {}", path.display()))?;
+            let path = empty_file(&work, &format!("scratch{n}.raw"))?;
             all.push(raw(&format!("scratch{n}"), &path, false));
         }
-        Ok(Self { all, work, results })
+        let outside = match mode.is_small() {
+            true => Some(empty_file(&work, "outside.raw")?),
+            false => None,
+        };
+        Ok(Self {
+            all,
+            outside,
+            work,
+            results,
+        })
     }
 
     /// Copies the guest's logs to OUT/logs. The guest may have died: its file system is repaired first.
@@ -104,6 +134,14 @@ impl Disks {
     pub fn remove(&self) -> Result<()> {
         fs::remove_dir_all(&self.work).with_context(|| format!("removing {}", self.work.display()))
     }
+}
+
+fn empty_file(work: &Path, name: &str) -> Result<PathBuf> {
+    let path = work.join(name);
+    let file = File::create(&path).with_context(|| format!("creating {}", path.display()))?;
+    file.set_len(SCRATCH_BYTES)
+        .with_context(|| format!("sizing {}", path.display()))?;
+    Ok(path)
 }
 
 /// The kernel's modules with dm-dst.ko among them, so that `dmsetup` loads it by itself as on a real host.
@@ -154,9 +192,14 @@ fn payload_image(tree: &Tree, work: &Path, mode: &Mode, debug: bool) -> Result<P
     }
     copy_binaries(&tree.bin_dir(debug), &stage.join("bin"))?;
     let env = match mode {
-        Mode::Tests { filter } => format!(
-            "MODE=tests\nFILTER='{}'\n",
-            filter.join("\n").replace('\'', "")
+        Mode::Tests { filter, which } => format!(
+            "MODE=tests\nFILTER='{}'\nONLY='{}'\n",
+            filter.join("\n").replace('\'', ""),
+            match which {
+                Which::Quick => "-",
+                Which::Faults => "- faults",
+                Which::Small => "small",
+            }
         ),
         Mode::Demo => "MODE=demo\n".to_owned(),
         Mode::Shell => "MODE=shell\n".to_owned(),

@@ -1,6 +1,7 @@
 //! Finds the source tree and runs the scripts that fill the cache (kernel, rootfs, initrd, module).
 //! Called by main; owns paths, never what happens inside the VM.
 
+use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -8,6 +9,15 @@ use std::process::{Command, Stdio};
 use anyhow::{Context, Result, bail};
 
 use crate::SKIPPED;
+
+/// A test, as list.sh prints it.
+#[derive(Debug)]
+struct Listed {
+    name: String,
+    /// "faults", "small", or "-"
+    only: String,
+    comment: String,
+}
 
 /// The source tree this program was built from.
 #[derive(Debug)]
@@ -43,6 +53,23 @@ impl Tree {
     }
 
     pub fn list_tests(&self, filter: &[String]) -> Result<()> {
+        for test in self.tests(filter)? {
+            let only = match test.only.as_str() {
+                "-" => String::new(),
+                tag => format!("({tag}) "),
+            };
+            println!("{:<44} {only}{}", test.name, test.comment);
+        }
+        Ok(())
+    }
+
+    /// What the tests that the filter takes are tagged with, each once.
+    pub fn tags(&self, filter: &[String]) -> Result<BTreeSet<String>> {
+        let tests = self.tests(filter)?;
+        Ok(tests.into_iter().map(|test| test.only).collect())
+    }
+
+    fn tests(&self, filter: &[String]) -> Result<Vec<Listed>> {
         let out = Command::new("bash")
             .arg(self.root.join("tests/vm/list.sh"))
             .stderr(Stdio::inherit())
@@ -51,14 +78,19 @@ impl Tree {
         if !out.status.success() {
             bail!("tests/vm/list.sh failed: {}", out.status);
         }
-        for line in String::from_utf8_lossy(&out.stdout).lines() {
+        let text = String::from_utf8_lossy(&out.stdout);
+        let listed = text.lines().map(|line| {
             let mut fields = line.split('\t');
-            let name = fields.next().unwrap_or_default();
-            if filter.is_empty() || filter.iter().any(|f| name.contains(f.as_str())) {
-                println!("{name:<44} {}", fields.next_back().unwrap_or_default());
+            Listed {
+                name: fields.next().unwrap_or_default().to_owned(),
+                comment: fields.next_back().unwrap_or_default().to_owned(),
+                only: fields.next_back().unwrap_or("-").to_owned(),
             }
-        }
-        Ok(())
+        });
+        let wanted = |test: &Listed| filter.iter().any(|f| test.name.contains(f.as_str()));
+        Ok(listed
+            .filter(|test| filter.is_empty() || wanted(test))
+            .collect())
     }
 
     fn script(&self, name: &str) -> Command {

@@ -15,12 +15,14 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use clap::{Args, Parser, Subcommand};
 
-use crate::disks::{Disks, Mode};
+use crate::disks::{Disks, Mode, Which};
 use crate::host::{Guest, Tree};
 use crate::qemu::Machine;
 
 /// What kernel.sh answers when Debian can't be asked for a kernel, and what we pass on: skipped, not passed.
 pub const SKIPPED: u8 = 77;
+/// Of the guest of tests that are about memory, in MiB.
+const SMALL_MEMORY: u32 = 256;
 
 #[derive(Parser)]
 #[command(
@@ -41,6 +43,9 @@ enum Command {
         /// Only tests whose name contains this text (repeat for more)
         #[arg(long)]
         filter: Vec<String>,
+        /// Also the tests tagged "only faults", which take long, and those tagged "only small", in a guest of 256 MiB
+        #[arg(long)]
+        faults: bool,
         /// Only list the tests
         #[arg(long)]
         list: bool,
@@ -60,7 +65,7 @@ enum Command {
     },
 }
 
-#[derive(Args)]
+#[derive(Args, Clone)]
 struct Common {
     /// 6.1, 6.12 or sid
     #[arg(long, default_value = "6.12")]
@@ -101,16 +106,12 @@ fn run(command: &Command) -> Result<ExitCode> {
         Command::Run {
             common,
             filter,
+            faults,
             minutes,
             ..
         } => {
-            let mode = Mode::Tests {
-                filter: filter.clone(),
-            };
-            with_machine(&tree, common, &mode, |machine, out| {
-                let limit = Duration::from_secs(minutes * 60);
-                supervise::tests(machine, out, &common.kernel, limit)
-            })
+            let limit = Duration::from_secs(minutes * 60);
+            tests(&tree, common, filter, *faults, limit)
         }
         Command::Demo { common } => with_machine(&tree, common, &Mode::Demo, |machine, out| {
             supervise::demo(machine, out)
@@ -119,6 +120,41 @@ fn run(command: &Command) -> Result<ExitCode> {
             machine.interactive()
         }),
     }
+}
+
+/// The tests of the usual guest, then, with the fault tests, those of the small one.
+fn tests(
+    tree: &Tree,
+    common: &Common,
+    filter: &[String],
+    faults: bool,
+    limit: Duration,
+) -> Result<ExitCode> {
+    let tags = tree.tags(filter)?;
+    let small = faults && tags.iter().any(|tag| tag == "small");
+    let mut ends = Vec::new();
+    let mut boot = |common: &Common, which: Which| -> Result<()> {
+        let mode = Mode::Tests {
+            filter: filter.to_owned(),
+            which,
+        };
+        ends.push(with_machine(tree, common, &mode, |machine, out| {
+            supervise::tests(machine, out, &common.kernel, limit)
+        })?);
+        Ok(())
+    };
+    if !small || tags.iter().any(|tag| tag != "small") {
+        boot(common, if faults { Which::Faults } else { Which::Quick })?;
+    }
+    if small {
+        let common = Common {
+            memory: SMALL_MEMORY,
+            ..common.clone()
+        };
+        boot(&common, Which::Small)?;
+    }
+    let bad = ends.iter().find(|end| **end != ExitCode::SUCCESS);
+    Ok(bad.copied().unwrap_or(ExitCode::SUCCESS))
 }
 
 /// Gets everything a guest needs, runs `work` on it and brings the guest's logs home, whatever came out.
@@ -131,7 +167,11 @@ fn with_machine(
     let Some(guest) = Guest::prepare(tree, &common.kernel, !common.no_module)? else {
         return Ok(ExitCode::from(SKIPPED));
     };
-    let out = tree.output_dir(&common.kernel);
+    let small = mode.is_small();
+    let out = tree.output_dir(&match small {
+        true => format!("{}-small", common.kernel),
+        false => common.kernel.clone(),
+    });
     let _lock = host::lock_dir(&out)?;
     let disks = Disks::make(tree, &guest, &out, mode, common.debug)?;
     let machine = Machine::new(guest, disks, &out, common.memory, common.cpus)?;

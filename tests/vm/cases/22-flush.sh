@@ -3,6 +3,8 @@
 # TRIM and NO_HOLE where due. Read in the log of the servers themselves (nbdkit's log filter).
 # shellcheck source=tests/vm/devices.sh
 source "$(dirname "${BASH_SOURCE[0]}")/../devices.sh"
+# shellcheck source=tests/vm/wire.sh
+source "$(dirname "${BASH_SOURCE[0]}")/../wire.sh"
 
 # start_logged NAME [FILTER...]: nbdkit that logs each request to $T/NAME.log before any other filter sees it.
 # On a Unix socket: quicker to start than a network of its own.
@@ -13,19 +15,6 @@ start_logged() {
     start_unix_nbdkit "$name" --filter=log "$@" file "$(node_image "$name")" "logfile=$T/$name.log"
     wait_until 20 "nbdkit for $name" grep -q Ready "$T/$name.log"
 }
-
-# wire NODE: what the node was asked since the last time, reads apart: "Write 0x0+0x1000 fua=0; Flush".
-# A zero's "trim=0" is the wire's NO_HOLE.
-wire() {
-    local log=$T/$1.log seen=0 lines
-    [[ ! -s $T/$1.seen ]] || seen=$(<"$T/$1.seen")
-    lines=$(wc -l <"$log")
-    echo "$lines" >"$T/$1.seen"
-    sed -n "$((seen + 1)),${lines}p" "$log" |
-        sed -nE 's/.* (Write|Trim|Zero|Flush) id=[0-9]+ ?(.*) \.\.\.$/\1 \2/p; s/.* Flush id=[0-9]+ \.\.\.$/Flush/p' |
-        sed -E 's/offset=(0x[0-9a-f]+) count=/\1+/; s/ fast=[01]//; s/ +$//' | paste -sd';' | sed 's/;/; /g'
-}
-assert_wire() { assert_eq "$(wire "$1")" "$2" "$3: what $1 was asked"; }
 
 # three: dev is 4 MiB (0x400000) each of alpha, beta and gamma, and all logs are read up to here.
 three() {
