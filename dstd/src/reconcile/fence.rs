@@ -216,7 +216,11 @@ impl<K: Kernel + 'static, C: Connector> Asker<K, C> {
                     fenced = newest;
                     continue;
                 }
-                Err(error) => error.to_string(),
+                // What the server said then isn't believed for ever: it is asked anew.
+                Err(error) => {
+                    fenced = None;
+                    error.to_string()
+                }
             };
             if error != said {
                 warn!(node = %self.node, "node {}: the lost link of slot {} isn't fenced, will be tried again: {error}", self.node, self.slot);

@@ -267,6 +267,16 @@ async fn links_to_a_stock_server_are_not_asked_of_what_takes_its_place() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_fence_that_the_kernel_lost_is_asked_for_again() {
+    let world = World::new(ours(1), 1).await;
+    world.kernel.state().deaf = 1;
+    let _fencer = world.fencer();
+    world.lose(&[0]);
+    world.until_unfenced_are(&[]).await;
+    assert_eq!(world.asked(), [(0, 1), (0, 1)]);
+}
+
+#[tokio::test(start_paused = true)]
 async fn another_export_at_the_address_fences_nothing() {
     let world = World::new(ours(1), 1).await;
     world.serves(ours(2));
