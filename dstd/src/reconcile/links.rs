@@ -26,6 +26,13 @@ pub enum LinkError {
     Kernel(#[from] KernelError),
     #[error("node {0}: no table names it any more")]
     Gone(NodeName),
+    #[error("node {node} has {live} of {wanted} links, and the next one fails: {error}")]
+    Fewer {
+        node: NodeName,
+        live: u32,
+        wanted: u32,
+        error: ConnectError,
+    },
     #[error(
         "node {0}: two connections to it agreed on different sizes, flags or identities: are they served by different servers?"
     )]
@@ -41,7 +48,8 @@ const ATTEMPTS: usize = 3;
 /// Times that its server may turn out to be another one: session, other links, and then it must fit.
 const VERDICTS: usize = 3;
 
-/// Gives a node the links it lacks. Answers with the node as the kernel then has it.
+/// Gives a node the links it lacks. Answers with the node as the kernel then has it. Links that could be made are the
+/// kernel's also where a later one couldn't: a node that was lost is degraded then.
 ///
 /// A link's generation is told to the server before the kernel hears of it, so it is chosen from the node's newest.
 /// Another dstd may choose the same: the kernel takes one, and the other looks again.
@@ -83,13 +91,16 @@ async fn connect_once<K: Kernel + 'static, C: Connector>(
         replace: want.replace,
     };
     for _ in 0..VERDICTS {
-        let Some(links) = make(connector, uri, want, &node, attempt).await? else {
+        let Some(made) = make(connector, uri, want, &node, attempt).await? else {
             return Ok(node);
         };
-        match judge(&node, want, attempt, &links) {
+        match judge(&node, want, attempt, &made.links) {
             Verdict::Fits => {
-                let request = request(want, attempt.session, links)?;
-                return Ok(blocking(kernel, |kernel| kernel.links_set(request)).await?);
+                let request = request(want, attempt.session, made.links)?;
+                let node = blocking(kernel, |kernel| kernel.links_set(request)).await?;
+                return made
+                    .failed
+                    .map_or(Ok(node.clone()), |error| Err(fewer(node, error)));
             }
             Verdict::OtherSession => attempt.session = new_session(connector, &node)?,
             Verdict::OtherServer => attempt.replace = Some(node.generation),
@@ -111,6 +122,21 @@ struct Attempt {
 
 type Links = Vec<(Attach, Connection)>;
 
+/// One link at least, and why there isn't one for each slot.
+struct Made {
+    links: Links,
+    failed: Option<ConnectError>,
+}
+
+fn fewer(node: ObservedNode, error: ConnectError) -> LinkError {
+    LinkError::Fewer {
+        node: node.name,
+        live: node.live,
+        wanted: node.wanted,
+        error,
+    }
+}
+
 fn new_session<C: Connector>(connector: &C, node: &ObservedNode) -> Result<Session, LinkError> {
     let name = || node.name.clone();
     let first = node.generation.next();
@@ -129,15 +155,23 @@ async fn make<C: Connector>(
     want: &Connect,
     node: &ObservedNode,
     attempt: Attempt,
-) -> Result<Option<Links>, LinkError> {
+) -> Result<Option<Made>, LinkError> {
     let slots = missing_slots(Some(node), want.wanted, attempt.replace);
     let mut links: Links = Vec::new();
+    let mut failed = None;
     for attach in attaches(node, want, attempt.session, &slots)? {
-        let connection = connector.connect(uri, &attach).await;
-        let connection = connection.map_err(|error| LinkError::Connect {
-            node: want.node.clone(),
-            error,
-        })?;
+        let connection = match connector.connect(uri, &attach).await {
+            Ok(connection) => connection,
+            // Where links are replaced, all are or none: the others would stay with what is to go.
+            Err(error) if links.is_empty() || attempt.replace.is_some() => {
+                let node = want.node.clone();
+                return Err(LinkError::Connect { node, error });
+            }
+            Err(error) => {
+                failed = Some(error);
+                break;
+            }
+        };
         let negotiated = &connection.negotiated;
         if links
             .first()
@@ -155,7 +189,7 @@ async fn make<C: Connector>(
             break;
         }
     }
-    Ok((!links.is_empty()).then_some(links))
+    Ok((!links.is_empty()).then_some(Made { links, failed }))
 }
 
 /// What a server that answered is to the node.

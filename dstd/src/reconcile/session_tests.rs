@@ -10,11 +10,11 @@ use super::links::{LinkError, connect};
 use crate::kernel::sim::{SimKernel, SimNodes, export};
 use crate::kernel::{
     Access, Attach, Conduct, ConnectError, Connection, Connector, DmUuid, Fence, Kernel, NbdFlags,
-    ObservedNode, Policy, Probed,
+    NodeState, ObservedNode, Policy, Probed,
 };
 use crate::nbd::uri::NbdUri;
 use crate::plan::Connect;
-use crate::units::{Generation, Id, NodeName, Session};
+use crate::units::{Generation, Id, NodeName, Session, Slot};
 
 struct World {
     kernel: Arc<SimKernel>,
@@ -291,4 +291,29 @@ async fn a_session_begins_with_the_links_that_it_is_for() {
     let second = world.connect(&want(2)).await.unwrap().session.unwrap();
     assert_eq!(second.first(), Generation(3));
     assert_eq!(first.client, second.client);
+}
+
+#[tokio::test]
+async fn links_that_could_be_made_are_used_although_another_failed() {
+    let world = World::multi();
+    world.nodes.refused().insert(Slot(2));
+    let error = world.connect(&want(4)).await.unwrap_err().to_string();
+    assert!(error.contains("node a has 2 of 4 links"), "{error}");
+    assert!(error.contains("too many connections"), "{error}");
+    let node = world.kernel.node(&node_a()).unwrap().unwrap();
+    assert_eq!((node.live, node.state), (2, NodeState::Degraded));
+    world.nodes.refused().clear();
+    assert_eq!(world.connect(&want(4)).await.unwrap().live, 4);
+    // Links to a server that is another now are not mixed with new ones.
+    world.kernel.lose_links(&node_a(), &[0]);
+    let flags = NbdFlags::CAN_MULTI_CONN | NbdFlags::SEND_FUA;
+    world
+        .nodes
+        .exports()
+        .insert("nbd://a/".into(), export(1000, flags));
+    world.nodes.refused().insert(Slot(2));
+    world.connect(&want(4)).await.unwrap_err();
+    let node = world.kernel.node(&node_a()).unwrap().unwrap();
+    assert_eq!(node.live, 3);
+    assert!(!node.negotiated.unwrap().flags.has(NbdFlags::SEND_FUA));
 }

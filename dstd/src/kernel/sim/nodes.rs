@@ -21,6 +21,8 @@ pub struct SimNodes {
     fences: Arc<Mutex<Vec<Fence>>>,
     /// URIs that never answer.
     silent: Arc<Mutex<BTreeSet<String>>>,
+    /// Slots whose connections are refused.
+    refused: Arc<Mutex<BTreeSet<Slot>>>,
     /// Slots whose old links still have requests under way: their fences aren't answered.
     busy: Arc<Mutex<BTreeSet<Slot>>>,
 }
@@ -44,6 +46,10 @@ impl SimNodes {
 
     pub fn silent(&self) -> MutexGuard<'_, BTreeSet<String>> {
         lock(&self.silent)
+    }
+
+    pub fn refused(&self) -> MutexGuard<'_, BTreeSet<Slot>> {
+        lock(&self.refused)
     }
 
     pub fn busy(&self) -> MutexGuard<'_, BTreeSet<Slot>> {
@@ -99,6 +105,9 @@ impl Connector for SimNodes {
 
     async fn connect(&self, uri: &NbdUri, attach: &Attach) -> Result<Connection, ConnectError> {
         let negotiated = self.export(uri).await?;
+        if self.refused().contains(&attach.slot) {
+            return Err(failed(uri, "too many connections"));
+        }
         self.attached().push(*attach);
         let file = std::fs::File::open("/dev/null").map_err(|error| ConnectError {
             message: error.to_string(),
