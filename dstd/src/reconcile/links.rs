@@ -95,6 +95,7 @@ async fn connect_once<K: Kernel + 'static, C: Connector>(
             return Ok(node);
         };
         match judge(&node, want, attempt, &made.links) {
+            Verdict::Fits if made.surplus => return Ok(node),
             Verdict::Fits => {
                 let request = request(want, attempt.session, made.links)?;
                 let node = blocking(kernel, |kernel| kernel.links_set(request)).await?;
@@ -126,6 +127,8 @@ type Links = Vec<(Attach, Connection)>;
 struct Made {
     links: Links,
     failed: Option<ConnectError>,
+    /// Its server takes no more links than the node has. It can be another server than theirs all the same.
+    surplus: bool,
 }
 
 fn fewer(node: ObservedNode, error: ConnectError) -> LinkError {
@@ -180,16 +183,19 @@ async fn make<C: Connector>(
             return Err(LinkError::Disagree(want.node.clone()));
         }
         let single = !negotiated.flags.multi_conn();
-        if single && attach.slot != Slot(0) {
-            // It has the one link it may have.
-            return Ok(None);
-        }
         links.push((attach, connection));
         if single {
             break;
         }
     }
-    Ok((!links.is_empty()).then_some(Made { links, failed }))
+    let surplus = links.first().is_some_and(|(attach, first)| {
+        !first.negotiated.flags.multi_conn() && attach.slot != Slot(0)
+    });
+    Ok((!links.is_empty()).then_some(Made {
+        links,
+        failed,
+        surplus,
+    }))
 }
 
 /// What a server that answered is to the node.

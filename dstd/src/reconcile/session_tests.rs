@@ -317,3 +317,22 @@ async fn links_that_could_be_made_are_used_although_another_failed() {
     assert_eq!(node.live, 3);
     assert!(!node.negotiated.unwrap().flags.has(NbdFlags::SEND_FUA));
 }
+
+#[tokio::test]
+async fn a_server_that_takes_one_link_only_is_found_to_be_another_also_by_a_later_slot() {
+    let world = World::multi();
+    world.connect(&want(2)).await.unwrap();
+    world.kernel.lose_links(&node_a(), &[1]);
+    world
+        .nodes
+        .exports()
+        .insert("nbd://a/".into(), export(1000, 0));
+    let node = world.connect(&want(2)).await.unwrap();
+    assert!(!node.negotiated.unwrap().flags.multi_conn());
+    let links: Vec<_> = node
+        .links
+        .iter()
+        .map(|l| (l.slot.0, l.generation.0))
+        .collect();
+    assert_eq!(links, [(0, 3)], "the link to the old server is replaced");
+}
