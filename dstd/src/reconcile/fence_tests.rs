@@ -289,6 +289,27 @@ async fn another_export_at_the_address_fences_nothing() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn another_machine_with_the_same_storage_fences_nothing_that_the_first_one_had() {
+    let world = World::new(ours(1), 2).await;
+    let first = world.node().session.unwrap();
+    let mut other = ours(1);
+    other.incarnation = Some(Id([8; 16]));
+    world.serves(other);
+    world.lose(&[0, 1]);
+    // Before the node has new links, and after.
+    let _fencer = world.fencer();
+    sleep(LONG).await;
+    assert_eq!(world.unfenced(), [(0, 1), (1, 2)]);
+    world.connect(2).await;
+    sleep(LONG).await;
+    assert_eq!(world.unfenced(), [(0, 1), (1, 2)]);
+    assert_ne!(world.node().session.unwrap(), first);
+    // What it had itself it can tell.
+    world.lose(&[1]);
+    world.until_unfenced_are(&[(0, 1), (1, 2)]).await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_new_address_is_asked_instead_of_the_old() {
     let world = World::new(ours(1), 1).await;
     let server = world.nodes.exports().remove("nbd://a/").unwrap();

@@ -202,7 +202,8 @@ async fn make<C: Connector>(
 enum Verdict {
     Fits,
     /// Old links of the node's session are unknown to it, so it may not be asked about them: they count as another
-    /// session's. Seen from stock servers that `dstd export` takes the place of, and the other way round.
+    /// session's. It is a `dstd export` in a stock server's place, or the other way round, or another incarnation: perhaps
+    /// another machine with the same storage, while the first one still works on what it was sent.
     OtherSession,
     /// The live links agreed on something else, so they must go, too.
     OtherServer,
@@ -220,7 +221,8 @@ fn judge(node: &ObservedNode, want: &Connect, attempt: Attempt, links: &Links) -
     {
         return Verdict::Stranger(why);
     }
-    if was.identity != now.identity && node.session == Some(attach.session) {
+    let source = |n: &Negotiated| (n.identity, n.incarnation);
+    if source(was) != source(now) && node.session == Some(attach.session) {
         return Verdict::OtherSession;
     }
     let kept = |link: &&ObservedLink| {

@@ -90,10 +90,14 @@ impl Connector for SimNodes {
 
     async fn fence(&self, uri: &NbdUri, fence: &Fence) -> Result<(), ConnectError> {
         self.fences().push(*fence);
-        match self.export(uri).await?.identity {
+        let export = self.export(uri).await?;
+        match export.identity {
             None => return Err(failed(uri, "the server knows no fences")),
             Some(identity) if identity != fence.identity => {
                 return Err(failed(uri, "another export"));
+            }
+            Some(_) if export.incarnation != Some(fence.incarnation) => {
+                return Err(failed(uri, "another incarnation"));
             }
             Some(_) => {}
         }
