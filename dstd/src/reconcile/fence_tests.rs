@@ -342,7 +342,7 @@ async fn the_simulated_kernel_refuses_fences_as_the_real_one_does() {
         generation: Generation(generation),
     };
     let refused = |what| world.kernel.fenced(&node_a(), what).unwrap_err().errno;
-    let stranger = crate::units::Session::begin(Id([9; 16]), Generation(1));
+    let stranger = crate::units::Session::begin(Id([9; 16]), world.uri.mark(), Generation(1));
     assert_eq!(refused(link(stranger, 1)), Some(nix::errno::Errno::ESTALE));
     assert_eq!(refused(link(session, 2)), Some(nix::errno::Errno::ENOENT));
     let node = world.kernel.fenced(&node_a(), link(session, 1)).unwrap();

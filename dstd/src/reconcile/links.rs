@@ -15,7 +15,7 @@ use crate::kernel::{
     Negotiated, NewLink, ObservedLink, ObservedNode,
 };
 use crate::nbd::uri::NbdUri;
-use crate::plan::{Connect, missing_slots, other_identity};
+use crate::plan::{Connect, missing_slots, other_address, other_identity};
 use crate::units::{Generation, NodeName, Session, Slot};
 
 #[derive(Clone, Debug, Error)]
@@ -86,7 +86,7 @@ async fn connect_once<K: Kernel + 'static, C: Connector>(
     let mut attempt = Attempt {
         session: match node.session {
             Some(session) => session,
-            None => new_session(connector, &node)?,
+            None => new_session(connector, uri, &node)?,
         },
         replace: want.replace,
     };
@@ -94,7 +94,7 @@ async fn connect_once<K: Kernel + 'static, C: Connector>(
         let Some(made) = make(connector, uri, want, &node, attempt).await? else {
             return Ok(node);
         };
-        match judge(&node, want, attempt, &made.links) {
+        match judge(&node, uri, want, attempt, &made.links) {
             Verdict::Fits if made.surplus => return Ok(node),
             Verdict::Fits => {
                 let request = request(want, attempt.session, made.links)?;
@@ -103,7 +103,11 @@ async fn connect_once<K: Kernel + 'static, C: Connector>(
                     .failed
                     .map_or(Ok(node.clone()), |error| Err(fewer(node, error)));
             }
-            Verdict::OtherSession => attempt.session = new_session(connector, &node)?,
+            Verdict::OtherSession => attempt.session = new_session(connector, uri, &node)?,
+            Verdict::OtherAddress => {
+                attempt.session = new_session(connector, uri, &node)?;
+                attempt.replace = Some(node.generation);
+            }
             Verdict::OtherServer => attempt.replace = Some(node.generation),
             Verdict::Stranger(why) => {
                 let node = want.node.clone();
@@ -140,11 +144,15 @@ fn fewer(node: ObservedNode, error: ConnectError) -> LinkError {
     }
 }
 
-fn new_session<C: Connector>(connector: &C, node: &ObservedNode) -> Result<Session, LinkError> {
+fn new_session<C: Connector>(
+    connector: &C,
+    uri: &NbdUri,
+    node: &ObservedNode,
+) -> Result<Session, LinkError> {
     let name = || node.name.clone();
     let first = node.generation.next();
     let first = first.ok_or_else(|| LinkError::Generations(name()))?;
-    let begun = connector.new_session(first);
+    let begun = connector.new_session(uri, first);
     begun.map_err(|error| LinkError::Connect {
         node: name(),
         error,
@@ -205,12 +213,20 @@ enum Verdict {
     /// session's. It is a `dstd export` in a stock server's place, or the other way round, or another incarnation: perhaps
     /// another machine with the same storage, while the first one still works on what it was sent.
     OtherSession,
+    /// The live links lead to another address, and the operator says that the same data is here: all of them go with it.
+    OtherAddress,
     /// The live links agreed on something else, so they must go, too.
     OtherServer,
     Stranger(String),
 }
 
-fn judge(node: &ObservedNode, want: &Connect, attempt: Attempt, links: &Links) -> Verdict {
+fn judge(
+    node: &ObservedNode,
+    uri: &NbdUri,
+    want: &Connect,
+    attempt: Attempt,
+    links: &Links,
+) -> Verdict {
     let (Some(was), Some((attach, first))) = (&node.negotiated, links.first()) else {
         return Verdict::Fits;
     };
@@ -220,6 +236,15 @@ fn judge(node: &ObservedNode, want: &Connect, attempt: Attempt, links: &Links) -
         && !want.same_data
     {
         return Verdict::Stranger(why);
+    }
+    let same_export = was.identity.is_some() && was.identity == now.identity;
+    if attempt.session.address().differs(uri.mark()) {
+        match (node.live > 0, same_export, want.same_data) {
+            (true, _, true) => return Verdict::OtherAddress,
+            (true, false, false) => return Verdict::Stranger(other_address()),
+            (false, false, _) => return Verdict::OtherSession,
+            (_, true, _) => {}
+        }
     }
     let source = |n: &Negotiated| (n.identity, n.incarnation);
     if source(was) != source(now) && node.session == Some(attach.session) {

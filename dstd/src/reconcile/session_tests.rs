@@ -71,6 +71,11 @@ impl World {
         connect(&self.kernel, &self.nodes, &uri(), want).await
     }
 
+    /// As if the topology named another address now.
+    async fn connect_to(&self, uri: &str, want: &Connect) -> Result<ObservedNode, LinkError> {
+        connect(&self.kernel, &self.nodes, &uri.parse().unwrap(), want).await
+    }
+
     /// What connections were told to be since this was asked last: slot, generation.
     fn told(&self) -> Vec<(u32, u32)> {
         let told = std::mem::take(&mut *self.nodes.attached());
@@ -160,8 +165,8 @@ struct Rival {
 }
 
 impl Connector for Rival {
-    fn new_session(&self, first: Generation) -> Result<Session, ConnectError> {
-        self.world.nodes.new_session(first)
+    fn new_session(&self, uri: &NbdUri, first: Generation) -> Result<Session, ConnectError> {
+        self.world.nodes.new_session(uri, first)
     }
 
     async fn fence(&self, uri: &NbdUri, fence: &Fence) -> Result<(), ConnectError> {
@@ -335,4 +340,60 @@ async fn a_server_that_takes_one_link_only_is_found_to_be_another_also_by_a_late
         .map(|l| (l.slot.0, l.generation.0))
         .collect();
     assert_eq!(links, [(0, 3)], "the link to the old server is replaced");
+}
+
+#[tokio::test]
+async fn links_to_two_addresses_are_mixed_only_where_both_tell_the_same_export() {
+    let world = World::multi();
+    let stock = || export(1000, NbdFlags::CAN_MULTI_CONN);
+    world.nodes.exports().insert("nbd://b/".into(), stock());
+    let first = world.connect(&want(2)).await.unwrap();
+    world.kernel.lose_links(&node_a(), &[1]);
+    // Another dstd than the one that made them: only the kernel knows.
+    let refused = world.connect_to("nbd://b/", &want(2)).await.unwrap_err();
+    let text = refused.to_string();
+    assert!(text.contains("lead to another address"), "{text}");
+    assert!(text.contains("`dstd apply --same-data a`"), "{text}");
+    let node = world.kernel.node(&node_a()).unwrap().unwrap();
+    assert_eq!((node.live, node.session), (1, first.session));
+    let word = Connect {
+        same_data: true,
+        ..want(2)
+    };
+    let node = world.connect_to("nbd://b/", &word).await.unwrap();
+    let links: Vec<_> = node.links.iter().map(|l| l.generation.0).collect();
+    assert_eq!(links, [3, 4], "none to the old address");
+    assert_ne!(node.session, first.session);
+    // From here on it is the node's address, and the old one is another.
+    world.kernel.lose_links(&node_a(), &[0]);
+    world.connect_to("nbd://b/", &want(2)).await.unwrap();
+    world.kernel.lose_links(&node_a(), &[0]);
+    world.connect(&want(2)).await.unwrap_err();
+}
+
+#[tokio::test]
+async fn an_export_that_tells_who_it_is_may_have_two_addresses() {
+    let world = World::multi();
+    let mut told = export(1000, NbdFlags::CAN_MULTI_CONN);
+    told.identity = Some(Id([1; 16]));
+    told.incarnation = Some(Id([1; 16]));
+    for uri in ["nbd://a/", "nbd://b/"] {
+        world.nodes.exports().insert(uri.into(), told.clone());
+    }
+    let first = world.connect(&want(2)).await.unwrap();
+    world.kernel.lose_links(&node_a(), &[1]);
+    let node = world.connect_to("nbd://b/", &want(2)).await.unwrap();
+    assert_eq!((node.live, node.session), (2, first.session));
+}
+
+#[tokio::test]
+async fn a_node_without_a_link_goes_to_its_new_address_as_another_session() {
+    let world = World::multi();
+    let stock = export(1000, NbdFlags::CAN_MULTI_CONN);
+    world.nodes.exports().insert("nbd://b/".into(), stock);
+    let first = world.connect(&want(2)).await.unwrap();
+    world.kernel.lose_links(&node_a(), &[0, 1]);
+    let node = world.connect_to("nbd://b/", &want(2)).await.unwrap();
+    assert_eq!(node.live, 2);
+    assert_ne!(node.session, first.session);
 }

@@ -77,8 +77,8 @@ fn failed(uri: &NbdUri, why: &str) -> ConnectError {
 }
 
 impl Connector for SimNodes {
-    fn new_session(&self, first: Generation) -> Result<Session, ConnectError> {
-        Ok(Session::begin(Id([1; 16]), first))
+    fn new_session(&self, uri: &NbdUri, first: Generation) -> Result<Session, ConnectError> {
+        Ok(Session::begin(Id([1; 16]), uri.mark(), first))
     }
 
     async fn probe(&self, uri: &NbdUri) -> Result<Probed, ConnectError> {
