@@ -313,11 +313,24 @@ pub struct Session {
     pub nonce: Id,
 }
 
+/// Tells one node address from another, as far as four bytes can. 0: nobody has said.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct AddressMark(pub u32);
+
+impl AddressMark {
+    /// Whether these are two addresses, where both are known.
+    pub fn differs(self, other: Self) -> bool {
+        self.0 != 0 && other.0 != 0 && self != other
+    }
+}
+
 impl Session {
-    /// A session whose first link has this generation. The nonce holds it: what the kernel keeps of a session is all
-    /// that a later dstd has to tell which old links are this session's, and so may be fenced in its name.
-    pub fn begin(client: Id, first: Generation) -> Self {
+    /// A session whose first link has this generation and led to this address. The nonce holds both: what the kernel keeps
+    /// of a session is all that a later dstd has to tell which old links are this session's, and so may be fenced in its
+    /// name, and whether the live ones lead to where the topology now says.
+    pub fn begin(client: Id, address: AddressMark, first: Generation) -> Self {
         let mut nonce: [u8; 16] = rand::random();
+        nonce[8..12].copy_from_slice(&address.0.to_be_bytes());
         nonce[12..].copy_from_slice(&first.0.to_be_bytes());
         let nonce = Id(nonce);
         Session { client, nonce }
@@ -326,6 +339,11 @@ impl Session {
     pub fn first(&self) -> Generation {
         let [.., a, b, c, d] = self.nonce.0;
         Generation(u32::from_be_bytes([a, b, c, d]))
+    }
+
+    pub fn address(&self) -> AddressMark {
+        let [.., a, b, c, d, _, _, _, _] = self.nonce.0;
+        AddressMark(u32::from_be_bytes([a, b, c, d]))
     }
 
     /// As the kernel keeps it: client id, then nonce.
@@ -445,12 +463,17 @@ mod tests {
 
     #[test]
     fn a_session_knows_its_first_link_and_no_two_are_alike() {
-        let begin = || Session::begin(Id([1; 16]), Generation(0x0102_0304));
+        let mark = AddressMark(0x0506_0708);
+        let begin = || Session::begin(Id([1; 16]), mark, Generation(0x0102_0304));
+        assert_eq!(begin().address(), mark);
         assert_eq!(begin().first(), Generation(0x0102_0304));
         assert_eq!(begin().client, Id([1; 16]));
         assert_ne!(begin().nonce, begin().nonce);
         let kept = Session::from_bytes(&begin().to_bytes());
         assert_eq!(kept.first(), Generation(0x0102_0304));
+        assert!(kept.address().differs(AddressMark(1)));
+        let unknown = Session::default().address();
+        assert!(!unknown.differs(mark) && !mark.differs(unknown) && !mark.differs(mark));
     }
 
     #[test]

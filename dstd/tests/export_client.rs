@@ -220,6 +220,7 @@ async fn a_lost_link_is_fenced_while_its_successor_and_the_other_slots_go_on() {
     let asked = Fence {
         session: attach(1, 0, 0).session,
         identity: old.connection.0.unwrap(),
+        incarnation: old.connection.1.unwrap(),
         slot: Slot(0),
         generation: Generation(2),
     };

@@ -8,8 +8,7 @@ use std::sync::Arc;
 
 use clap::Args;
 
-use super::run::start_logs;
-use super::{Exit, Stop, print, system};
+use super::{Exit, Stop, logs, print, system};
 use crate::export::access::{Access, Prefix};
 use crate::export::config::{Config, ExportConfig, Listen, name_fault};
 use crate::export::server::DataPlane;
@@ -89,7 +88,7 @@ impl Export {
             print(shown(&config))?;
             return Ok(Exit::Done);
         }
-        start_logs(&self.log)?;
+        let _logs = logs::start(&self.log)?;
         let plane = data_plane(&config)?;
         system::block_on(service::run(config, self.config, plane))?.map_err(Stop::failed)?;
         Ok(Exit::Done)

@@ -37,16 +37,8 @@ impl Fence {
         print(question(&node))?;
         if !self.yes {
             ask(&node.name)?;
-            let now = known_node(&kernel.nodes()?, &self.node)?;
-            if let Some(new) = newcomer(&node, &now) {
-                let text = format!(
-                    "the link of slot {}, generation {}, was lost meanwhile, too: look again",
-                    new.slot, new.generation
-                );
-                return Err(Stop::new(Exit::Refused, text));
-            }
         }
-        let after = kernel.fenced(&self.node, Fenced::All)?;
+        let after = fence_shown(kernel.as_ref(), &node)?;
         print(format!(
             "Fenced: {} ranges are free, {} requests go on.\n",
             node.ambiguous.saturating_sub(after.ambiguous),
@@ -71,6 +63,36 @@ fn question(node: &ObservedNode) -> String {
     }
     text + "If a server process that had one of them still runs, or is only stopped, its old writes\n\
             can overwrite newer data.\n"
+}
+
+/// Each link by its own name, so that the word is for those that were shown and no other. What has no name of its own (it
+/// stands for several, or its session is forgotten) goes with all, if all were shown.
+fn fence_shown<K: Kernel>(kernel: &K, shown: &ObservedNode) -> Result<ObservedNode, Stop> {
+    let mut nameless = false;
+    for old in &shown.unfenced {
+        let Some(session) = shown.session.filter(|_| old.merged == 0) else {
+            nameless = true;
+            continue;
+        };
+        let link = Fenced::Link {
+            session,
+            slot: old.slot,
+            generation: old.generation,
+        };
+        kernel.fenced(&shown.name, link)?;
+    }
+    let now = known_node(&kernel.nodes()?, &shown.name)?;
+    if !nameless {
+        return Ok(now);
+    }
+    if let Some(new) = newcomer(shown, &now) {
+        let text = format!(
+            "the link of slot {}, generation {}, was lost meanwhile, too: look again",
+            new.slot, new.generation
+        );
+        return Err(Stop::new(Exit::Refused, text));
+    }
+    Ok(kernel.fenced(&shown.name, Fenced::All)?)
 }
 
 /// One that the operator hasn't seen.
@@ -102,7 +124,9 @@ fn ask(node: &NodeName) -> Result<(), Stop> {
 mod tests {
     use super::*;
     use crate::cli::status::tests::node;
-    use crate::units::{Generation, Slot};
+    use crate::kernel::sim::SimKernel;
+    use crate::kernel::{Access, DmUuid};
+    use crate::units::{Generation, Session, Slot};
 
     #[test]
     fn the_question_names_each_link_and_the_danger() {
@@ -117,6 +141,61 @@ mod tests {
             "{text}"
         );
         assert!(text.contains("can overwrite newer data"), "{text}");
+    }
+
+    /// Node a with two lost links of slots 0 and 1, as the simulated kernel has it.
+    fn lost() -> (SimKernel, ObservedNode) {
+        let kernel = SimKernel::default();
+        let device = "d".parse().unwrap();
+        let line = "0 8 dst 1 alpha 0 8".parse().unwrap();
+        let access = Access::ReadWrite;
+        kernel.create(&device, &DmUuid::default(), access).unwrap();
+        kernel.load(&device, &[line], access).unwrap();
+        let old = node().unfenced;
+        let mut state = kernel.state();
+        let alpha = state.nodes.get_mut(&node().name).unwrap();
+        alpha.session = Some(Session::default());
+        alpha.generation = Generation(9);
+        alpha.unfenced = old;
+        alpha.unfenced.iter_mut().for_each(|old| old.merged = 0);
+        let alpha = alpha.clone();
+        drop(state);
+        (kernel, alpha)
+    }
+
+    fn lose_another(kernel: &SimKernel) {
+        let mut state = kernel.state();
+        let alpha = state.nodes.get_mut(&node().name).unwrap();
+        let mut later = alpha.unfenced[0].clone();
+        (later.slot, later.generation) = (Slot(0), Generation(7));
+        alpha.unfenced.push(later);
+    }
+
+    #[test]
+    fn a_link_that_is_lost_after_the_question_stays_unfenced() {
+        let (kernel, shown) = lost();
+        lose_another(&kernel);
+        let after = fence_shown(&kernel, &shown).unwrap();
+        let left: Vec<_> = after.unfenced.iter().map(|o| o.generation.0).collect();
+        assert_eq!(left, [7]);
+    }
+
+    #[test]
+    fn what_stands_for_several_links_goes_with_all_or_not_at_all() {
+        let (kernel, mut shown) = lost();
+        let merge = |shown: &mut ObservedNode| {
+            let mut state = kernel.state();
+            let alpha = state.nodes.get_mut(&shown.name).unwrap();
+            alpha.unfenced[0].merged = 4;
+            *shown = alpha.clone();
+        };
+        merge(&mut shown);
+        lose_another(&kernel);
+        let refused = fence_shown(&kernel, &shown).unwrap_err();
+        assert!(refused.text.contains("generation 7"), "{}", refused.text);
+        let shown = kernel.node(&shown.name).unwrap().unwrap();
+        assert!(!shown.unfenced.is_empty());
+        assert_eq!(fence_shown(&kernel, &shown).unwrap().unfenced, []);
     }
 
     #[test]

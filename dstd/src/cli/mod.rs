@@ -7,6 +7,7 @@ mod export;
 mod fail_pending;
 mod fence;
 mod flusher;
+mod logs;
 mod pages;
 mod plan;
 mod probe;

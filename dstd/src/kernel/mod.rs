@@ -69,8 +69,8 @@ pub trait Kernel: Send + Sync {
 
 /// The way to nodes: NBD connections and what they negotiate.
 pub trait Connector: Send + Sync + 'static {
-    /// A session that no server has seen yet, of this machine; its first link will have this generation.
-    fn new_session(&self, first: Generation) -> Result<Session, ConnectError>;
+    /// A session that no server has seen yet, of this machine and this address; its first link will have this generation.
+    fn new_session(&self, uri: &NbdUri, first: Generation) -> Result<Session, ConnectError>;
     /// What the export is; leaves no connection behind and never takes the writer role.
     fn probe(&self, uri: &NbdUri) -> impl Future<Output = Result<Probed, ConnectError>> + Send;
     /// Returns when the server has said that nothing of these links can be applied any more.

@@ -161,8 +161,8 @@ fn this_client() -> Result<Id, ConnectError> {
 }
 
 impl Connector for RealConnector {
-    fn new_session(&self, first: Generation) -> Result<Session, ConnectError> {
-        Ok(Session::begin(this_client()?, first))
+    fn new_session(&self, uri: &NbdUri, first: Generation) -> Result<Session, ConnectError> {
+        Ok(Session::begin(this_client()?, uri.mark(), first))
     }
 
     async fn probe(&self, uri: &NbdUri) -> Result<Probed, ConnectError> {

@@ -100,6 +100,8 @@ pub struct Fence {
     pub session: Session,
     /// What export the links led to; another one can't tell anything of them.
     pub identity: Id,
+    /// Whose word counts: of another machine that serves the same storage it says nothing of requests that the first one has.
+    pub incarnation: Id,
     pub slot: Slot,
     pub generation: Generation,
 }

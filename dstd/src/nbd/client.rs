@@ -274,18 +274,24 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin> Handshake<'a, S> {
         self.introduce(&request).await
     }
 
-    /// Only the export that the links led to can tell that they are ended: another one would say so of links that it
-    /// never had.
+    /// Only the export that the links led to can tell that they are ended, and only in the incarnation that had them: any
+    /// other would say so of links that it never had.
     pub(super) async fn fence(mut self, export: &str, fence: &Fence) -> Result<(), NbdError> {
         if self.greet().await? & proto::FLAG_FIXED_NEWSTYLE == 0 {
             return Err(NbdError::NoFences);
         }
         let told = self.identify(export, fence.session).await?;
-        let identity = told.ok_or(NbdError::NoFences)?.identity;
-        if identity != fence.identity {
+        let told = told.ok_or(NbdError::NoFences)?;
+        if told.identity != fence.identity {
             return Err(NbdError::OtherExport {
                 expected: fence.identity,
-                found: identity,
+                found: told.identity,
+            });
+        }
+        if told.incarnation != fence.incarnation {
+            return Err(NbdError::OtherIncarnation {
+                expected: fence.incarnation,
+                found: told.incarnation,
             });
         }
         self.ask_fence(export, fence).await?;

@@ -68,6 +68,10 @@ pub enum NbdError {
     NoFences,
     #[error("the address leads to another export (identity {found}) than before ({expected})")]
     OtherExport { expected: Id, found: Id },
+    #[error(
+        "the server isn't the one that had the link: its machine was started anew, or it is another one with the same storage (incarnation {found} instead of {expected})"
+    )]
+    OtherIncarnation { expected: Id, found: Id },
     #[error("the server is shutting down{}", quoted(.0))]
     ShuttingDown(String),
     #[error("the server refused {option}: {kind}{}", quoted(.text))]

@@ -225,6 +225,7 @@ async fn lies_in_the_answer_to_session_are_named() {
 const FENCE: Fence = Fence {
     session: ATTACH.session,
     identity: Id([1; 16]),
+    incarnation: Id([2; 16]),
     slot: Slot(2),
     generation: Generation(8),
 };
@@ -270,6 +271,21 @@ async fn another_export_is_not_believed() {
     assert!(
         text.contains(&"09".repeat(16)) && text.contains(&"01".repeat(16)),
         "{text}"
+    );
+    assert_eq!(options(&heard), [wire::OPT_SESSION], "it isn't even asked");
+}
+
+#[tokio::test]
+async fn another_machine_with_the_same_storage_is_not_believed() {
+    let other = SessionReply {
+        incarnation: Id([9; 16]),
+        ..told(None)
+    };
+    let (result, heard) = fence_with(but(wire::OPT_SESSION, session_reply(&other))).await;
+    let error = result.unwrap_err();
+    assert!(
+        matches!(error, NbdError::OtherIncarnation { .. }),
+        "{error}"
     );
     assert_eq!(options(&heard), [wire::OPT_SESSION], "it isn't even asked");
 }

@@ -10,6 +10,9 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use thiserror::Error;
+use uuid::Uuid;
+
+use crate::units::AddressMark;
 
 /// The port that IANA assigned to NBD.
 pub const DEFAULT_PORT: u16 = 10809;
@@ -401,6 +404,13 @@ impl fmt::Display for NbdUri {
 }
 
 impl NbdUri {
+    /// The same for URIs that are written differently and mean the same.
+    pub fn mark(&self) -> AddressMark {
+        let hash = Uuid::new_v5(&Uuid::NAMESPACE_URL, self.to_string().as_bytes());
+        let [a, b, c, d, ..] = hash.into_bytes();
+        AddressMark(u32::from_be_bytes([a, b, c, d]).max(1))
+    }
+
     /// The Unix socket's path, where there is one.
     pub fn socket_path(&self) -> Option<&Path> {
         match &self.address {

@@ -33,6 +33,14 @@ fn at(name: &str) -> Address {
 }
 
 #[test]
+fn a_mark_is_of_what_the_uri_means() {
+    let mark = |text: &str| text.parse::<NbdUri>().unwrap().mark();
+    assert_eq!(mark("nbd://h/x"), mark("NBD://h:10809/x"));
+    assert_ne!(mark("nbd://h/x"), mark("nbd://h/y"));
+    assert!(mark("nbd://h/x").differs(mark("nbd://g/x")));
+}
+
+#[test]
 fn exports_are_what_follows_the_first_slash() {
     check(&[
         (

@@ -9,7 +9,7 @@ use super::Observed;
 use crate::kernel::{Conduct, Policy, UnknownRestart};
 use crate::table::{Facts, LocalFacts, Missing, RenderError, Table, nodes_of, render};
 use crate::topology::{self, Item, NodeSpec, Quiesce, Topology, YesNo, ZeroCopy};
-use crate::units::{DeviceName, NodeName};
+use crate::units::{AddressMark, DeviceName, NodeName};
 
 #[derive(Clone, Debug, Default)]
 pub struct Desired {
@@ -21,6 +21,8 @@ pub struct Desired {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DesiredNode {
+    /// Where its links are to lead.
+    pub address: AddressMark,
     pub links: u32,
     /// None: `auto`.
     pub zero_copy: Option<bool>,
@@ -59,6 +61,7 @@ pub fn desire(
             ZeroCopy::Off => Some(false),
         };
         let node = DesiredNode {
+            address: node.spec.uri.mark(),
             links: node.spec.links.0,
             zero_copy,
             conduct: conduct(&node.spec),

@@ -12,7 +12,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 pub use compare::{Difference, compare};
 pub use desired::{Desired, DesiredNode, Undecided, desire};
-pub use node::{missing_slots, other_identity};
+pub use node::{leads_elsewhere, missing_slots, other_address, other_identity};
 
 use crate::kernel::{Access, Conduct, DmUuid, Negotiated, ObservedDevice, ObservedNode};
 use crate::table::{Line, NodeFacts};

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use super::device::{DevicePlans, nodes_in};
 use super::{Action, Allowed, Connect, Desired, DesiredNode, Observed, Plan, Step};
 use crate::kernel::{Conduct, LinkState, Negotiated, ObservedNode};
-use crate::units::{Bytes, Generation, NodeName, Sectors, Slot};
+use crate::units::{AddressMark, Bytes, Generation, NodeName, Sectors, Slot};
 
 #[derive(Default)]
 pub struct NodePlans {
@@ -110,6 +110,21 @@ fn plan_node(
         plan.doubts.insert(name.clone());
         return;
     }
+    if let Some(node) = node
+        && leads_elsewhere(node, desired.address)
+        && node
+            .negotiated
+            .as_ref()
+            .is_some_and(|n| n.identity.is_none())
+        && !allowed.same_data.contains(name)
+    {
+        plan.refuse(
+            subject,
+            other_address(),
+            Some(format!("--same-data {name}")),
+        );
+        return;
+    }
     let wanted = wanted(name, desired, observed, plan);
     plan_links(name, desired, node, wanted, allowed, need, plans);
 }
@@ -127,8 +142,10 @@ fn plan_links(
     let flipped = node.is_some_and(|node| {
         node.live > 0 && desired.zero_copy.is_some() && node.zero_copy != desired.zero_copy
     });
+    let moved = allowed.same_data.contains(name)
+        && node.is_some_and(|node| leads_elsewhere(node, desired.address));
     let replace = node
-        .filter(|_| grown || flipped)
+        .filter(|_| grown || flipped || moved)
         .map(|node| node.generation);
     let slots = missing_slots(node, wanted, replace);
     if slots.is_empty() {
@@ -142,6 +159,7 @@ fn plan_links(
     }
     let why = match (grown, flipped, node) {
         (true, ..) => "its export grew, and a table needs the new size".to_owned(),
+        _ if moved => "its address changed".to_owned(),
         (_, true, _) => "its zero_copy setting changed".to_owned(),
         (_, _, None) => "a new table names it".to_owned(),
         (_, _, Some(node)) => format!("{} of {wanted} links are live", node.live.min(wanted)),
@@ -215,6 +233,21 @@ pub fn other_identity(was: &Negotiated, now: &Negotiated) -> Option<String> {
         "its address leads to {found}, its devices hold data of export {expected}: mend the address or the server. Only if \
          it holds the same data, and the old server can't write to it any more, may it take the place"
     ))
+}
+
+/// Whether links that are live lead to another address than this one. The first link of a session says where; later ones
+/// lead to the same export, if not to the same address.
+pub fn leads_elsewhere(node: &ObservedNode, address: AddressMark) -> bool {
+    let session = node.session.unwrap_or_default();
+    node.live > 0 && session.address().differs(address)
+}
+
+/// Why links to a new address can't be made beside those to the old one, where the two don't tell the same identity.
+pub fn other_address() -> String {
+    "its live links lead to another address than the topology names, and nobody can tell whether the same export is there: \
+     stop the old server first, and its links go to the new address. Only if that holds the same data, and the old server \
+     can't write to it any more, may all links be replaced at once"
+        .to_owned()
 }
 
 /// More than one link only where the server says that they see each other's writes.

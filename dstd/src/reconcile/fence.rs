@@ -1,7 +1,7 @@
 //! Fences old links: has their server end them for good, and tells the kernel so.
 //! Started by run for the daemon's life, and called by apply once. Independent of the reconnecting: neither waits for
 //! the other, and no slot for another. Never fences in the name of a session that the link wasn't of, nor at another
-//! export than the link led to: such a server would say yes to anything.
+//! export, or another incarnation of it, than the link led to: such a server would say yes to anything.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -44,11 +44,16 @@ pub fn addresses(topology: &Topology) -> Addresses {
         .collect()
 }
 
-/// The old links of each slot that their server can be asked about, as one fence: it covers all up to the newest.
+/// The old links of each slot that their server can be asked about, as one fence: it covers all up to the newest. A session
+/// is of one incarnation (`links` sees to it), so the node's is that of all links since the session began.
 pub fn askable(node: &ObservedNode) -> BTreeMap<Slot, Fence> {
     let mut fences = BTreeMap::new();
-    let identity = node.negotiated.as_ref().and_then(|n| n.identity);
-    let (Some(session), Some(identity)) = (node.session, identity) else {
+    let server = node.negotiated.as_ref();
+    let (Some(session), Some(identity), Some(incarnation)) = (
+        node.session,
+        server.and_then(|n| n.identity),
+        server.and_then(|n| n.incarnation),
+    ) else {
         return fences;
     };
     for old in &node.unfenced {
@@ -59,6 +64,7 @@ pub fn askable(node: &ObservedNode) -> BTreeMap<Slot, Fence> {
         let fence = fences.entry(old.slot).or_insert(Fence {
             session,
             identity,
+            incarnation,
             slot: old.slot,
             generation: old.generation,
         });
@@ -216,7 +222,11 @@ impl<K: Kernel + 'static, C: Connector> Asker<K, C> {
                     fenced = newest;
                     continue;
                 }
-                Err(error) => error.to_string(),
+                // What the server said then isn't believed for ever: it is asked anew.
+                Err(error) => {
+                    fenced = None;
+                    error.to_string()
+                }
             };
             if error != said {
                 warn!(node = %self.node, "node {}: the lost link of slot {} isn't fenced, will be tried again: {error}", self.node, self.slot);

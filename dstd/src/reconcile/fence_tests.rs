@@ -267,6 +267,16 @@ async fn links_to_a_stock_server_are_not_asked_of_what_takes_its_place() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_fence_that_the_kernel_lost_is_asked_for_again() {
+    let world = World::new(ours(1), 1).await;
+    world.kernel.state().deaf = 1;
+    let _fencer = world.fencer();
+    world.lose(&[0]);
+    world.until_unfenced_are(&[]).await;
+    assert_eq!(world.asked(), [(0, 1), (0, 1)]);
+}
+
+#[tokio::test(start_paused = true)]
 async fn another_export_at_the_address_fences_nothing() {
     let world = World::new(ours(1), 1).await;
     world.serves(ours(2));
@@ -276,6 +286,27 @@ async fn another_export_at_the_address_fences_nothing() {
     assert_eq!(world.unfenced(), [(0, 1)]);
     world.serves(ours(1));
     world.until_unfenced_are(&[]).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn another_machine_with_the_same_storage_fences_nothing_that_the_first_one_had() {
+    let world = World::new(ours(1), 2).await;
+    let first = world.node().session.unwrap();
+    let mut other = ours(1);
+    other.incarnation = Some(Id([8; 16]));
+    world.serves(other);
+    world.lose(&[0, 1]);
+    // Before the node has new links, and after.
+    let _fencer = world.fencer();
+    sleep(LONG).await;
+    assert_eq!(world.unfenced(), [(0, 1), (1, 2)]);
+    world.connect(2).await;
+    sleep(LONG).await;
+    assert_eq!(world.unfenced(), [(0, 1), (1, 2)]);
+    assert_ne!(world.node().session.unwrap(), first);
+    // What it had itself it can tell.
+    world.lose(&[1]);
+    world.until_unfenced_are(&[(0, 1), (1, 2)]).await;
 }
 
 #[tokio::test(start_paused = true)]
@@ -311,7 +342,7 @@ async fn the_simulated_kernel_refuses_fences_as_the_real_one_does() {
         generation: Generation(generation),
     };
     let refused = |what| world.kernel.fenced(&node_a(), what).unwrap_err().errno;
-    let stranger = crate::units::Session::begin(Id([9; 16]), Generation(1));
+    let stranger = crate::units::Session::begin(Id([9; 16]), world.uri.mark(), Generation(1));
     assert_eq!(refused(link(stranger, 1)), Some(nix::errno::Errno::ESTALE));
     assert_eq!(refused(link(session, 2)), Some(nix::errno::Errno::ENOENT));
     let node = world.kernel.fenced(&node_a(), link(session, 1)).unwrap();

@@ -15,7 +15,7 @@ use crate::kernel::{
     Negotiated, NewLink, ObservedLink, ObservedNode,
 };
 use crate::nbd::uri::NbdUri;
-use crate::plan::{Connect, missing_slots, other_identity};
+use crate::plan::{Connect, missing_slots, other_address, other_identity};
 use crate::units::{Generation, NodeName, Session, Slot};
 
 #[derive(Clone, Debug, Error)]
@@ -26,6 +26,13 @@ pub enum LinkError {
     Kernel(#[from] KernelError),
     #[error("node {0}: no table names it any more")]
     Gone(NodeName),
+    #[error("node {node} has {live} of {wanted} links, and the next one fails: {error}")]
+    Fewer {
+        node: NodeName,
+        live: u32,
+        wanted: u32,
+        error: ConnectError,
+    },
     #[error(
         "node {0}: two connections to it agreed on different sizes, flags or identities: are they served by different servers?"
     )]
@@ -41,7 +48,8 @@ const ATTEMPTS: usize = 3;
 /// Times that its server may turn out to be another one: session, other links, and then it must fit.
 const VERDICTS: usize = 3;
 
-/// Gives a node the links it lacks. Answers with the node as the kernel then has it.
+/// Gives a node the links it lacks. Answers with the node as the kernel then has it. Links that could be made are the
+/// kernel's also where a later one couldn't: a node that was lost is degraded then.
 ///
 /// A link's generation is told to the server before the kernel hears of it, so it is chosen from the node's newest.
 /// Another dstd may choose the same: the kernel takes one, and the other looks again.
@@ -78,20 +86,28 @@ async fn connect_once<K: Kernel + 'static, C: Connector>(
     let mut attempt = Attempt {
         session: match node.session {
             Some(session) => session,
-            None => new_session(connector, &node)?,
+            None => new_session(connector, uri, &node)?,
         },
         replace: want.replace,
     };
     for _ in 0..VERDICTS {
-        let Some(links) = make(connector, uri, want, &node, attempt).await? else {
+        let Some(made) = make(connector, uri, want, &node, attempt).await? else {
             return Ok(node);
         };
-        match judge(&node, want, attempt, &links) {
+        match judge(&node, uri, want, attempt, &made.links) {
+            Verdict::Fits if made.surplus => return Ok(node),
             Verdict::Fits => {
-                let request = request(want, attempt.session, links)?;
-                return Ok(blocking(kernel, |kernel| kernel.links_set(request)).await?);
+                let request = request(want, attempt.session, made.links)?;
+                let node = blocking(kernel, |kernel| kernel.links_set(request)).await?;
+                return made
+                    .failed
+                    .map_or(Ok(node.clone()), |error| Err(fewer(node, error)));
             }
-            Verdict::OtherSession => attempt.session = new_session(connector, &node)?,
+            Verdict::OtherSession => attempt.session = new_session(connector, uri, &node)?,
+            Verdict::OtherAddress => {
+                attempt.session = new_session(connector, uri, &node)?;
+                attempt.replace = Some(node.generation);
+            }
             Verdict::OtherServer => attempt.replace = Some(node.generation),
             Verdict::Stranger(why) => {
                 let node = want.node.clone();
@@ -111,11 +127,32 @@ struct Attempt {
 
 type Links = Vec<(Attach, Connection)>;
 
-fn new_session<C: Connector>(connector: &C, node: &ObservedNode) -> Result<Session, LinkError> {
+/// One link at least, and why there isn't one for each slot.
+struct Made {
+    links: Links,
+    failed: Option<ConnectError>,
+    /// Its server takes no more links than the node has. It can be another server than theirs all the same.
+    surplus: bool,
+}
+
+fn fewer(node: ObservedNode, error: ConnectError) -> LinkError {
+    LinkError::Fewer {
+        node: node.name,
+        live: node.live,
+        wanted: node.wanted,
+        error,
+    }
+}
+
+fn new_session<C: Connector>(
+    connector: &C,
+    uri: &NbdUri,
+    node: &ObservedNode,
+) -> Result<Session, LinkError> {
     let name = || node.name.clone();
     let first = node.generation.next();
     let first = first.ok_or_else(|| LinkError::Generations(name()))?;
-    let begun = connector.new_session(first);
+    let begun = connector.new_session(uri, first);
     begun.map_err(|error| LinkError::Connect {
         node: name(),
         error,
@@ -129,15 +166,23 @@ async fn make<C: Connector>(
     want: &Connect,
     node: &ObservedNode,
     attempt: Attempt,
-) -> Result<Option<Links>, LinkError> {
+) -> Result<Option<Made>, LinkError> {
     let slots = missing_slots(Some(node), want.wanted, attempt.replace);
     let mut links: Links = Vec::new();
+    let mut failed = None;
     for attach in attaches(node, want, attempt.session, &slots)? {
-        let connection = connector.connect(uri, &attach).await;
-        let connection = connection.map_err(|error| LinkError::Connect {
-            node: want.node.clone(),
-            error,
-        })?;
+        let connection = match connector.connect(uri, &attach).await {
+            Ok(connection) => connection,
+            // Where links are replaced, all are or none: the others would stay with what is to go.
+            Err(error) if links.is_empty() || attempt.replace.is_some() => {
+                let node = want.node.clone();
+                return Err(LinkError::Connect { node, error });
+            }
+            Err(error) => {
+                failed = Some(error);
+                break;
+            }
+        };
         let negotiated = &connection.negotiated;
         if links
             .first()
@@ -146,30 +191,42 @@ async fn make<C: Connector>(
             return Err(LinkError::Disagree(want.node.clone()));
         }
         let single = !negotiated.flags.multi_conn();
-        if single && attach.slot != Slot(0) {
-            // It has the one link it may have.
-            return Ok(None);
-        }
         links.push((attach, connection));
         if single {
             break;
         }
     }
-    Ok((!links.is_empty()).then_some(links))
+    let surplus = links.first().is_some_and(|(attach, first)| {
+        !first.negotiated.flags.multi_conn() && attach.slot != Slot(0)
+    });
+    Ok((!links.is_empty()).then_some(Made {
+        links,
+        failed,
+        surplus,
+    }))
 }
 
 /// What a server that answered is to the node.
 enum Verdict {
     Fits,
     /// Old links of the node's session are unknown to it, so it may not be asked about them: they count as another
-    /// session's. Seen from stock servers that `dstd export` takes the place of, and the other way round.
+    /// session's. It is a `dstd export` in a stock server's place, or the other way round, or another incarnation: perhaps
+    /// another machine with the same storage, while the first one still works on what it was sent.
     OtherSession,
+    /// The live links lead to another address, and the operator says that the same data is here: all of them go with it.
+    OtherAddress,
     /// The live links agreed on something else, so they must go, too.
     OtherServer,
     Stranger(String),
 }
 
-fn judge(node: &ObservedNode, want: &Connect, attempt: Attempt, links: &Links) -> Verdict {
+fn judge(
+    node: &ObservedNode,
+    uri: &NbdUri,
+    want: &Connect,
+    attempt: Attempt,
+    links: &Links,
+) -> Verdict {
     let (Some(was), Some((attach, first))) = (&node.negotiated, links.first()) else {
         return Verdict::Fits;
     };
@@ -180,7 +237,17 @@ fn judge(node: &ObservedNode, want: &Connect, attempt: Attempt, links: &Links) -
     {
         return Verdict::Stranger(why);
     }
-    if was.identity != now.identity && node.session == Some(attach.session) {
+    let same_export = was.identity.is_some() && was.identity == now.identity;
+    if attempt.session.address().differs(uri.mark()) {
+        match (node.live > 0, same_export, want.same_data) {
+            (true, _, true) => return Verdict::OtherAddress,
+            (true, false, false) => return Verdict::Stranger(other_address()),
+            (false, false, _) => return Verdict::OtherSession,
+            (_, true, _) => {}
+        }
+    }
+    let source = |n: &Negotiated| (n.identity, n.incarnation);
+    if source(was) != source(now) && node.session == Some(attach.session) {
         return Verdict::OtherSession;
     }
     let kept = |link: &&ObservedLink| {

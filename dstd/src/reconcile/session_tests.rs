@@ -10,11 +10,11 @@ use super::links::{LinkError, connect};
 use crate::kernel::sim::{SimKernel, SimNodes, export};
 use crate::kernel::{
     Access, Attach, Conduct, ConnectError, Connection, Connector, DmUuid, Fence, Kernel, NbdFlags,
-    ObservedNode, Policy, Probed,
+    NodeState, ObservedNode, Policy, Probed,
 };
 use crate::nbd::uri::NbdUri;
 use crate::plan::Connect;
-use crate::units::{Generation, Id, NodeName, Session};
+use crate::units::{Generation, Id, NodeName, Session, Slot};
 
 struct World {
     kernel: Arc<SimKernel>,
@@ -69,6 +69,11 @@ impl World {
 
     async fn connect(&self, want: &Connect) -> Result<ObservedNode, LinkError> {
         connect(&self.kernel, &self.nodes, &uri(), want).await
+    }
+
+    /// As if the topology named another address now.
+    async fn connect_to(&self, uri: &str, want: &Connect) -> Result<ObservedNode, LinkError> {
+        connect(&self.kernel, &self.nodes, &uri.parse().unwrap(), want).await
     }
 
     /// What connections were told to be since this was asked last: slot, generation.
@@ -160,8 +165,8 @@ struct Rival {
 }
 
 impl Connector for Rival {
-    fn new_session(&self, first: Generation) -> Result<Session, ConnectError> {
-        self.world.nodes.new_session(first)
+    fn new_session(&self, uri: &NbdUri, first: Generation) -> Result<Session, ConnectError> {
+        self.world.nodes.new_session(uri, first)
     }
 
     async fn fence(&self, uri: &NbdUri, fence: &Fence) -> Result<(), ConnectError> {
@@ -291,4 +296,104 @@ async fn a_session_begins_with_the_links_that_it_is_for() {
     let second = world.connect(&want(2)).await.unwrap().session.unwrap();
     assert_eq!(second.first(), Generation(3));
     assert_eq!(first.client, second.client);
+}
+
+#[tokio::test]
+async fn links_that_could_be_made_are_used_although_another_failed() {
+    let world = World::multi();
+    world.nodes.refused().insert(Slot(2));
+    let error = world.connect(&want(4)).await.unwrap_err().to_string();
+    assert!(error.contains("node a has 2 of 4 links"), "{error}");
+    assert!(error.contains("too many connections"), "{error}");
+    let node = world.kernel.node(&node_a()).unwrap().unwrap();
+    assert_eq!((node.live, node.state), (2, NodeState::Degraded));
+    world.nodes.refused().clear();
+    assert_eq!(world.connect(&want(4)).await.unwrap().live, 4);
+    // Links to a server that is another now are not mixed with new ones.
+    world.kernel.lose_links(&node_a(), &[0]);
+    let flags = NbdFlags::CAN_MULTI_CONN | NbdFlags::SEND_FUA;
+    world
+        .nodes
+        .exports()
+        .insert("nbd://a/".into(), export(1000, flags));
+    world.nodes.refused().insert(Slot(2));
+    world.connect(&want(4)).await.unwrap_err();
+    let node = world.kernel.node(&node_a()).unwrap().unwrap();
+    assert_eq!(node.live, 3);
+    assert!(!node.negotiated.unwrap().flags.has(NbdFlags::SEND_FUA));
+}
+
+#[tokio::test]
+async fn a_server_that_takes_one_link_only_is_found_to_be_another_also_by_a_later_slot() {
+    let world = World::multi();
+    world.connect(&want(2)).await.unwrap();
+    world.kernel.lose_links(&node_a(), &[1]);
+    world
+        .nodes
+        .exports()
+        .insert("nbd://a/".into(), export(1000, 0));
+    let node = world.connect(&want(2)).await.unwrap();
+    assert!(!node.negotiated.unwrap().flags.multi_conn());
+    let links: Vec<_> = node
+        .links
+        .iter()
+        .map(|l| (l.slot.0, l.generation.0))
+        .collect();
+    assert_eq!(links, [(0, 3)], "the link to the old server is replaced");
+}
+
+#[tokio::test]
+async fn links_to_two_addresses_are_mixed_only_where_both_tell_the_same_export() {
+    let world = World::multi();
+    let stock = || export(1000, NbdFlags::CAN_MULTI_CONN);
+    world.nodes.exports().insert("nbd://b/".into(), stock());
+    let first = world.connect(&want(2)).await.unwrap();
+    world.kernel.lose_links(&node_a(), &[1]);
+    // Another dstd than the one that made them: only the kernel knows.
+    let refused = world.connect_to("nbd://b/", &want(2)).await.unwrap_err();
+    let text = refused.to_string();
+    assert!(text.contains("lead to another address"), "{text}");
+    assert!(text.contains("`dstd apply --same-data a`"), "{text}");
+    let node = world.kernel.node(&node_a()).unwrap().unwrap();
+    assert_eq!((node.live, node.session), (1, first.session));
+    let word = Connect {
+        same_data: true,
+        ..want(2)
+    };
+    let node = world.connect_to("nbd://b/", &word).await.unwrap();
+    let links: Vec<_> = node.links.iter().map(|l| l.generation.0).collect();
+    assert_eq!(links, [3, 4], "none to the old address");
+    assert_ne!(node.session, first.session);
+    // From here on it is the node's address, and the old one is another.
+    world.kernel.lose_links(&node_a(), &[0]);
+    world.connect_to("nbd://b/", &want(2)).await.unwrap();
+    world.kernel.lose_links(&node_a(), &[0]);
+    world.connect(&want(2)).await.unwrap_err();
+}
+
+#[tokio::test]
+async fn an_export_that_tells_who_it_is_may_have_two_addresses() {
+    let world = World::multi();
+    let mut told = export(1000, NbdFlags::CAN_MULTI_CONN);
+    told.identity = Some(Id([1; 16]));
+    told.incarnation = Some(Id([1; 16]));
+    for uri in ["nbd://a/", "nbd://b/"] {
+        world.nodes.exports().insert(uri.into(), told.clone());
+    }
+    let first = world.connect(&want(2)).await.unwrap();
+    world.kernel.lose_links(&node_a(), &[1]);
+    let node = world.connect_to("nbd://b/", &want(2)).await.unwrap();
+    assert_eq!((node.live, node.session), (2, first.session));
+}
+
+#[tokio::test]
+async fn a_node_without_a_link_goes_to_its_new_address_as_another_session() {
+    let world = World::multi();
+    let stock = export(1000, NbdFlags::CAN_MULTI_CONN);
+    world.nodes.exports().insert("nbd://b/".into(), stock);
+    let first = world.connect(&want(2)).await.unwrap();
+    world.kernel.lose_links(&node_a(), &[0, 1]);
+    let node = world.connect_to("nbd://b/", &want(2)).await.unwrap();
+    assert_eq!(node.live, 2);
+    assert_ne!(node.session, first.session);
 }

@@ -493,6 +493,38 @@ async fn another_export_at_a_nodes_address_is_refused_until_it_is_said_to_hold_t
     assert_eq!(world.node("a").live, 2);
 }
 
+#[tokio::test]
+async fn a_new_address_takes_all_links_or_none() {
+    let world = World::new();
+    world.apply(ONE).await.unwrap();
+    world
+        .nodes
+        .exports()
+        .insert("nbd://z/".into(), export(1000, MULTI));
+    let text = format!("version: 1\nnodes: {{a: {{uri: \"nbd://z/\", links: 2}}}}\n{ONE}");
+    let moved = Topology::parse_one("test.yaml", text).unwrap();
+    let to = |allowed| {
+        let (kernel, nodes, moved) = (&world.kernel, &world.nodes, &moved);
+        async move { apply(kernel, nodes, moved, &allowed, |_| {}).await }
+    };
+    // Both links are live, and a third party sees what is wrong without losing one.
+    let error = to(Allowed::default()).await.unwrap_err().to_string();
+    assert!(error.contains("lead to another address"), "{error}");
+    assert!(error.contains("--same-data a allows it"), "{error}");
+    assert_eq!(world.node("a").generation.0, 2);
+    let mut allowed = Allowed::default();
+    allowed.same_data.insert("a".parse().unwrap());
+    to(allowed).await.unwrap();
+    let links: Vec<_> = world
+        .node("a")
+        .links
+        .iter()
+        .map(|l| l.generation.0)
+        .collect();
+    assert_eq!(links, [3, 4]);
+    assert_eq!(to(Allowed::default()).await.unwrap().steps, 0);
+}
+
 #[tokio::test(start_paused = true)]
 async fn the_daemon_takes_no_other_export_and_goes_on_when_the_right_one_is_back() {
     let world = World::new();

@@ -21,6 +21,8 @@ pub struct SimNodes {
     fences: Arc<Mutex<Vec<Fence>>>,
     /// URIs that never answer.
     silent: Arc<Mutex<BTreeSet<String>>>,
+    /// Slots whose connections are refused.
+    refused: Arc<Mutex<BTreeSet<Slot>>>,
     /// Slots whose old links still have requests under way: their fences aren't answered.
     busy: Arc<Mutex<BTreeSet<Slot>>>,
 }
@@ -44,6 +46,10 @@ impl SimNodes {
 
     pub fn silent(&self) -> MutexGuard<'_, BTreeSet<String>> {
         lock(&self.silent)
+    }
+
+    pub fn refused(&self) -> MutexGuard<'_, BTreeSet<Slot>> {
+        lock(&self.refused)
     }
 
     pub fn busy(&self) -> MutexGuard<'_, BTreeSet<Slot>> {
@@ -71,8 +77,8 @@ fn failed(uri: &NbdUri, why: &str) -> ConnectError {
 }
 
 impl Connector for SimNodes {
-    fn new_session(&self, first: Generation) -> Result<Session, ConnectError> {
-        Ok(Session::begin(Id([1; 16]), first))
+    fn new_session(&self, uri: &NbdUri, first: Generation) -> Result<Session, ConnectError> {
+        Ok(Session::begin(Id([1; 16]), uri.mark(), first))
     }
 
     async fn probe(&self, uri: &NbdUri) -> Result<Probed, ConnectError> {
@@ -84,10 +90,14 @@ impl Connector for SimNodes {
 
     async fn fence(&self, uri: &NbdUri, fence: &Fence) -> Result<(), ConnectError> {
         self.fences().push(*fence);
-        match self.export(uri).await?.identity {
+        let export = self.export(uri).await?;
+        match export.identity {
             None => return Err(failed(uri, "the server knows no fences")),
             Some(identity) if identity != fence.identity => {
                 return Err(failed(uri, "another export"));
+            }
+            Some(_) if export.incarnation != Some(fence.incarnation) => {
+                return Err(failed(uri, "another incarnation"));
             }
             Some(_) => {}
         }
@@ -99,6 +109,9 @@ impl Connector for SimNodes {
 
     async fn connect(&self, uri: &NbdUri, attach: &Attach) -> Result<Connection, ConnectError> {
         let negotiated = self.export(uri).await?;
+        if self.refused().contains(&attach.slot) {
+            return Err(failed(uri, "too many connections"));
+        }
         self.attached().push(*attach);
         let file = std::fs::File::open("/dev/null").map_err(|error| ConnectError {
             message: error.to_string(),
