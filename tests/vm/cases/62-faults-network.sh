@@ -7,7 +7,8 @@
 source "$(dirname "${BASH_SOURCE[0]}")/../faults.sh"
 
 # Every packet of a node is swallowed, for less than the time-outs: nothing is lost but time.
-# @timeout 400
+# @timeout 600
+# @only faults
 test_short_black_hole() {
     start "${MIXED[@]}"
     hurt 4 cut_for 2

@@ -65,9 +65,9 @@ test_stock_server_stopped() {
 # @timeout 600
 test_reset() {
     start "${MIXED[@]}"
-    hurt 4 reset_one
+    hurt 1 reset_one
     hurt 4 reset_by_server
-    hurt 4 reset_by_client
+    hurt 3 reset_by_client
     stop_load
 }
 
