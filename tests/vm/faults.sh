@@ -118,7 +118,8 @@ start_daemon() {
     : >"$T/dstd.log"
     run_daemon
     wait_until 60 "the daemon to be ready" grep -q "ready: " "$T/dstd.log"
-    assert_ok healthy
+    # a node that is slow to answer holds up no daemon
+    wait_until $PATIENCE "all links" healthy
     assert_ok udevadm settle --timeout=30
 }
 
@@ -183,15 +184,16 @@ load_goes_on() {
     kill -0 "$CHECKER" 2>/dev/null || fail "the checker: $(cat "$T/report" "$T/checker")"
 }
 
-# Bytes that have come from each node's links so far, one a line.
-received() { dst-nlpoke dump | jq '[.links[].received] | add'; }
-
-# goes_on BYTES: from now on, every node answers so much.
+# goes_on BYTES: from now on, every node answers so much, on links of now or later.
 goes_on() {
-    received >"$T/received"
+    dst-nlpoke dump | jq -s 'map({key: .name, value: (.links | map({key: "\(.slot) \(.generation)", value: .received}) |
+        from_entries)}) | from_entries' >"$T/received"
     wait_until $PATIENCE "traffic on all nodes" grown "$1"
 }
-grown() { paste "$T/received" <(received) | awk -v n="$1" '$2 < $1 + n { bad = 1 } END { exit bad }'; }
+grown() {
+    dst-nlpoke dump | jq -es --slurpfile before "$T/received" --argjson least "$1" 'all(.[]; .name as $name |
+        ([.links[] | .received - ($before[0][$name]["\(.slot) \(.generation)"] // 0)] | add) >= $least)'
+}
 
 # healthy [NODE]: all links live, nothing ambiguous and nothing barred; of all nodes, or of one.
 healthy() {
@@ -210,8 +212,9 @@ recover() {
 }
 
 # hurt TIMES COMMAND...: with a node's name behind it, one node after the other; each time all is healthy again after it.
+# ROUNDS: so much more of it.
 hurt() {
-    local times=$1 i
+    local times=$(($1 * ${ROUNDS:-1})) i
     shift
     for ((i = 0; i < times; i++)); do
         "$@" "${NODES[TRIES % 4]}"

@@ -155,9 +155,10 @@ fn payload_image(tree: &Tree, work: &Path, mode: &Mode, debug: bool) -> Result<P
     copy_binaries(&tree.bin_dir(debug), &stage.join("bin"))?;
     let env = match mode {
         Mode::Tests { filter, faults } => format!(
-            "MODE=tests\nFILTER='{}'\nFAULTS={}\n",
+            "MODE=tests\nFILTER='{}'\nFAULTS={}\nexport ROUNDS={}\n",
             filter.join("\n").replace('\'', ""),
-            if *faults { "yes" } else { "" }
+            if *faults { "yes" } else { "" },
+            rounds()
         ),
         Mode::Demo => "MODE=demo\n".to_owned(),
         Mode::Shell => "MODE=shell\n".to_owned(),
@@ -166,6 +167,12 @@ fn payload_image(tree: &Tree, work: &Path, mode: &Mode, debug: bool) -> Result<P
     mke2fs(&image, "dst-payload", Some(&stage), "512M")?;
     fs::remove_dir_all(&stage).with_context(|| format!("removing {}", stage.display()))?;
     Ok(image)
+}
+
+/// How often the fault tests do what they do, in multiples.
+fn rounds() -> u32 {
+    let asked = std::env::var("ROUNDS").ok();
+    asked.and_then(|text| text.parse().ok()).unwrap_or(1)
 }
 
 fn copy_tree(from: &Path, to: &Path) -> Result<()> {

@@ -44,8 +44,8 @@ kill_daemons() {
 test_cable_pulled_during_suspend() {
     OPTIONS="timeout: 4s"
     start "${MIXED[@]}"
-    hurt 4 suspend_in_the_dark
-    hurt 4 flush_in_the_dark
+    hurt 2 suspend_in_the_dark
+    hurt 2 flush_in_the_dark
     stop_load
 }
 suspend_in_the_dark() {
@@ -75,7 +75,7 @@ suspending() { pgrep -x dmsetup >/dev/null && grep -qsE "dm_wait_for_completion|
 test_cable_pulled_during_reload() {
     OPTIONS="timeout: 4s"
     start "${MIXED[@]}"
-    hurt 8 reload_in_the_dark
+    hurt 4 reload_in_the_dark
     stop_load
 }
 reload_in_the_dark() {

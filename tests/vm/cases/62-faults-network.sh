@@ -11,9 +11,9 @@ source "$(dirname "${BASH_SOURCE[0]}")/../faults.sh"
 # @only faults
 test_short_black_hole() {
     start "${MIXED[@]}"
-    hurt 4 cut_for 2
-    hurt 4 hole_for 2 in
-    hurt 4 hole_for 2 out
+    hurt 2 cut_for 2
+    hurt 2 hole_for 2 in
+    hurt 2 hole_for 2 out
     assert_not_contains "$(klog)" " lost: " "links"
     stop_load
 }
@@ -24,7 +24,7 @@ test_short_black_hole() {
 test_long_black_hole() {
     OPTIONS="timeout: 4s"
     start "${MIXED[@]}"
-    hurt 8 cut_until_lost
+    hurt 4 cut_until_lost
     assert_contains "$(klog)" "no answer in time"
     stop_load
 }
@@ -35,8 +35,8 @@ test_long_black_hole() {
 test_one_way_black_hole() {
     OPTIONS="timeout: 4s"
     start "${MIXED[@]}"
-    hurt 4 hole_until_lost in
-    hurt 8 hole_until_lost out
+    hurt 2 hole_until_lost in
+    hurt 4 hole_until_lost out
     stop_load
 }
 
@@ -68,8 +68,8 @@ test_bad_network() {
     for words in "delay 20ms 15ms" "delay 10ms reorder 30% 50%" "duplicate 20%" "loss 3%" \
         "delay 5ms 5ms loss 1% duplicate 5% reorder 10%"; do
         bad_network "$words"
-        goes_on 300000
-        hurt 4 reset_one
+        goes_on 100000
+        hurt 1 reset_one
         hurt 1 reset_by_server
         good_network
         recover

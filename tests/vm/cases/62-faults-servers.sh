@@ -20,7 +20,7 @@ test_server_killed() {
 # @only faults
 test_server_killed_often() {
     start export
-    hurt 8 kill_and_restart
+    hurt 4 kill_and_restart
     hurt 4 kill_and_stay_away
     stop_load
 }
@@ -35,11 +35,11 @@ kill_and_stay_away() {
 # @only faults
 test_server_stopped() {
     start export
-    hurt 4 stop_for 2
+    hurt 2 stop_for 2
     assert_not_contains "$(klog)" "no answer in time" "stops that are short"
     OPTIONS="timeout: 3s"
     change_options
-    hurt 8 stop_until_lost
+    hurt 4 stop_until_lost
     stop_load
 }
 # The topology with other OPTIONS, which the daemon reads.
@@ -56,8 +56,8 @@ options_in_force() { [[ $(dst-nlpoke dump | jq -s 'map(.timeout_ms) | unique == 
 test_stock_server_stopped() {
     OPTIONS="timeout: 4s"
     start qemu nbd-server nbdkit qemu
-    hurt 4 stop_for 1
-    hurt 8 stop_until_lost
+    hurt 2 stop_for 1
+    hurt 4 stop_until_lost
     stop_load
 }
 
@@ -100,7 +100,7 @@ cut_everywhere() {
         for place in "request write when header 9" "request write when payload 77" \
             "reply read when header 5" "reply read when payload 77"; do
             # not always the first after a heal: by then others are under way
-            hurt 2 cut_at "${place/ when/ nth $((RANDOM % 8 + 1)) when} do $action"
+            hurt 1 cut_at "${place/ when/ nth $((RANDOM % 8 + 1)) when} do $action"
         done
     done
 }
@@ -111,7 +111,7 @@ cut_everywhere() {
 # @only faults
 test_stalled_write() {
     start_behind_proxies export
-    hurt 8 stall_a_write
+    hurt 4 stall_a_write
     assert_contains "$(klog)" "fenced by its server"
     assert_not_contains "$(klog)" "quiesce is over"
     stop_load
@@ -228,7 +228,7 @@ test_all_at_once() {
     start "${MIXED[@]}"
     hurt 2 all kill_node start_server
     hurt 2 all pause_node wait_for_loss resume_node
-    hurt 4 all reset_by_server
+    hurt 2 all reset_by_server
     stop_load
 }
 # all COMMAND... NODE: each command of all nodes, one command after the other.
