@@ -295,6 +295,12 @@ hold_a_write() {
     RULE=$(order "$1" arm request write nth $((RANDOM % 8 + 1)) "do" hold and rst client)
     order "$1" wait "$RULE" fired 60
 }
+# let_go NODE RULE: the write that is held back goes to the server and is answered there. False: it can't, as the link had
+# ended in the middle of another message, or the server has cut it.
+let_go() {
+    dst-proxy ctl "$T/$1.ctl" release "$2" || return 1
+    order "$1" wait "$2" answered 60
+}
 generation() { dst-nlpoke get "node=$1" | jq .generation; }
 has_newer_link() { (($(generation "$1") > GENERATION)); }
 
