@@ -209,7 +209,7 @@ report_interrupted() {
 }
 
 run_tests() {
-    local name file fn limit expect only topic= left_out=0
+    local name file fn limit expect only left_out=0 topic=
     bash "$HERE/list.sh" >"$STATE/tests"
     report_interrupted
     check_boot

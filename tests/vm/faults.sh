@@ -7,12 +7,13 @@
 source "$(dirname "${BASH_SOURCE[0]}")/control.sh"
 # shellcheck source=tests/vm/devices.sh
 source "$(dirname "${BASH_SOURCE[0]}")/devices.sh"
+# shellcheck source=tests/vm/proxy.sh
+source "$(dirname "${BASH_SOURCE[0]}")/proxy.sh"
 
 NODES=(alpha beta gamma delta)
 # Of each node in sectors: what dst-checker has, and what fio has behind it.
 LOW=6144
 HIGH=2048
-PROXY_PORT=10810
 DISK_PORT=10811
 # How long a node may take to be healthy again: far more than any time-out below.
 PATIENCE=150
@@ -50,7 +51,7 @@ start_lasting_nbdkit() {
 start_disk() {
     local name=$1 image=$2
     make_node_net "$name"
-    beside "$name" disk "listening on" dstd export --listen "127.0.0.1:$DISK_PORT" "disk=$image"
+    beside "$name" ".*listening on" dstd export --listen "127.0.0.1:$DISK_PORT" "disk=$image"
     start_proxy "$name" "$DISK_PORT"
     echo "nbd://127.0.0.1:$PROXY_PORT/disk"
 }
@@ -75,39 +76,16 @@ start_nodes() {
     done
 }
 
-# beside NODE WHAT READY COMMAND...: in the node's namespace, its output in $T/NODE.WHAT, until cleanup ends the nodes;
-# returns when that says READY.
-beside() {
-    local name=$1 what=$2 ready=$3
-    shift 3
-    (
-        trap - ERR
-        to_node_group
-        exec setsid --fork nsenter --net="/run/netns/n-$name" -- "$@" >"$T/$name.$what" 2>&1 </dev/null 9>&-
-    )
-    wait_until 30 "'$ready' from $1" grep -q "$ready" "$T/$name.$what"
-}
-
-# start_proxy NODE PORT: before a server there. order NODE WORD...: prints what the proxy answers.
-start_proxy() {
-    beside "$1" proxy "^listening" dst-proxy serve --listen "[::]:$PROXY_PORT" --to "127.0.0.1:$2" --control "$T/$1.ctl"
-}
 # start_proxies: between all nodes that run and their clients.
 start_proxies() {
     local node
     PROXIED=1
     for node in "${NODES[@]}"; do
-        start_proxy "$node" "$NODE_PORT"
+        start_proxy "$node"
         aim_at_proxy "$node"
     done
 }
 aim_at_proxy() { sed -i "s/:$NODE_PORT/:$PROXY_PORT/" "$(node_dir "$1")/uri"; }
-order() {
-    local name=$1
-    shift
-    dst-proxy ctl "$T/$name.ctl" "$@" || fail "the proxy of $name said no to '$*'"
-}
-
 # --- the daemon
 
 # start_daemon: on a device of the lower and then the upper parts of all nodes.
@@ -156,7 +134,7 @@ show_all() {
     timeout 20 dstd status
     timeout 10 dmsetup status --noflush
     cat "$T/report" "$T/checker" "$T/passes"
-    tail -n 5 "$T"/*.proxy
+    tail -n 5 "$T"/*.dst-proxy
     echo "--- the daemon's log (its end)"
     tail -n 60 "$T/dstd.log"
 }

@@ -67,7 +67,7 @@ test_resends_are_the_same() {
 }
 start_proxies_for_alpha() {
     PROXIED=1
-    start_proxy alpha "$NODE_PORT"
+    start_proxy alpha
     aim_at_proxy alpha
 }
 
