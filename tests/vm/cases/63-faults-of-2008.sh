@@ -80,7 +80,7 @@ test_nothing_is_corked() {
     make_dev
     in_node alpha nft "table inet seen { chain c { type filter hook input priority 0;
         ip length > 76 tcp dport $NODE_PORT tcp flags & psh == 0 counter
-        ip length > 76 tcp dport $NODE_PORT tcp flags & psh == psh counter }; }"
+        ip length > 76 tcp dport $NODE_PORT tcp flags & psh == psh counter; }; }"
     assert_ok dd if=/dev/mapper/dev of=/dev/null bs=4k count=200 iflag=direct status=none
     assert_ok dd if=/dev/urandom of=/dev/mapper/dev bs=4k count=100 oflag=direct conv=notrunc status=none
     mapfile -t SEEN < <(in_node alpha nft list table inet seen | grep -o "counter packets [0-9]*")
