@@ -266,13 +266,16 @@ reset_one() {
     [[ -z $port ]] || ss -K dst "$(node_addr "$1")" sport = ":$port" >/dev/null
 }
 
-# hold_a_write NODE: cuts a link under a write that the server gets only when it is released. Sets RULE and GENERATION
-# (the newest link's before that).
-hold_a_write() {
-    GENERATION=$(generation "$1")
-    RULE=$(order "$1" arm request write nth $((RANDOM % 8 + 1)) "do" hold and rst client)
-    order "$1" wait "$RULE" fired 60
+# hold_only_a_write NODE: one of dst-checker's, which the server gets only when it is released. Sets RULE and GENERATION
+# (the newest link's before that). hold_a_write NODE: its link is cut, too.
+hold_only_a_write() {
+    local node=$1
+    shift
+    GENERATION=$(generation "$node")
+    RULE=$(order "$node" arm request write at 0 $((LOW * 512 - 1)) nth $((RANDOM % 8 + 1)) "do" hold "$@")
+    order "$node" wait "$RULE" fired 60
 }
+hold_a_write() { hold_only_a_write "$1" and rst client; }
 # let_go NODE RULE: the write that is held back goes to the server and is answered there. False: it can't, as the link had
 # ended in the middle of another message, or the server has cut it.
 let_go() {

@@ -192,14 +192,11 @@ test_stuck_worker() {
     stop_load
 }
 reset_under_a_stuck_write() {
-    local rule
-    GENERATION=$(generation "$1")
-    rule=$(order "$1" arm request write nth $((RANDOM % 8 + 1)) "do" hold)
-    order "$1" wait "$rule" fired 60
+    hold_only_a_write "$1"
     reset_by_server "$1"
     wait_until $PATIENCE "a new link" has_newer_link "$1"
     wait_until $PATIENCE "a newer write at the guard" barred "$1"
-    assert_ok let_go "$1" "$rule"
+    assert_ok let_go "$1" "$RULE"
 }
 
 # The same for longer than any quiesce would be: the guard is seen to hold until the operator fences.
@@ -212,12 +209,10 @@ test_stuck_worker_and_operator() {
     stop_load
 }
 reset_and_stay_stuck() {
-    local rule
-    rule=$(order "$1" arm request write nth $((RANDOM % 8 + 1)) "do" hold)
-    order "$1" wait "$rule" fired 60
+    hold_only_a_write "$1"
     reset_by_server "$1"
     hold_until_barred "$1"
-    assert_ok let_go "$1" "$rule"
+    assert_ok let_go "$1" "$RULE"
     assert_ok dstd fence "$1" --yes
 }
 
