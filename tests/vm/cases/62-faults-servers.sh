@@ -193,7 +193,8 @@ test_stuck_worker() {
 }
 reset_under_a_stuck_write() {
     hold_only_a_write "$1"
-    reset_by_server "$1"
+    # not the connection to its storage
+    reset_by_client "$1"
     wait_until $PATIENCE "a new link" has_newer_link "$1"
     wait_until $PATIENCE "a newer write at the guard" barred "$1"
     assert_ok let_go "$1" "$RULE"
@@ -210,7 +211,8 @@ test_stuck_worker_and_operator() {
 }
 reset_and_stay_stuck() {
     hold_only_a_write "$1"
-    reset_by_server "$1"
+    # not the connection to its storage
+    reset_by_client "$1"
     hold_until_barred "$1"
     assert_ok let_go "$1" "$RULE"
     assert_ok dstd fence "$1" --yes
