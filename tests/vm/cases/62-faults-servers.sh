@@ -63,6 +63,7 @@ test_stock_server_stopped() {
 
 # Connections are reset by the server's side, by the client's side, one or all of a node.
 # @timeout 600
+# @only faults
 test_reset() {
     start "${MIXED[@]}"
     hurt 1 reset_one
