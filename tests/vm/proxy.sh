@@ -4,7 +4,7 @@
 
 PROXY_PORT=10810
 
-# beside NAME READY COMMAND...: in the node's namespace, its output in $T/NAME.beside, until cleanup ends the nodes;
+# beside NAME READY COMMAND...: in the node's namespace, its output in $T/NAME.COMMAND, until cleanup ends the nodes;
 # returns when a line of that begins with READY.
 beside() {
     local name=$1 ready=$2
@@ -12,14 +12,14 @@ beside() {
     (
         trap - ERR
         to_node_group
-        exec setsid --fork nsenter --net="/run/netns/n-$name" -- "$@" >"$T/$name.beside" 2>&1 </dev/null 9>&-
+        exec setsid --fork nsenter --net="/run/netns/n-$name" -- "$@" >"$T/$name.$1" 2>&1 </dev/null 9>&-
     )
-    wait_until 30 "'$ready' from ${1}" grep -q "^$ready" "$T/$name.beside"
+    wait_until 30 "'$ready' from $1" grep -q "^$ready" "$T/$name.$1"
 }
 
-# start_proxy NAME: before the node's server. order NAME WORD...: prints what it answers.
+# start_proxy NAME [PORT]: before the node's server, or what else listens there. order NAME WORD...: prints what it answers.
 start_proxy() {
-    beside "$1" listening dst-proxy serve --listen "[::]:$PROXY_PORT" --to "127.0.0.1:$NODE_PORT" --control "$T/$1.ctl"
+    beside "$1" listening dst-proxy serve --listen "[::]:$PROXY_PORT" --to "127.0.0.1:${2:-$NODE_PORT}" --control "$T/$1.ctl"
 }
 order() {
     local name=$1

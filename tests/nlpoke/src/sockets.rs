@@ -91,7 +91,9 @@ impl Sockets {
 
     fn nbd(&mut self, uri: &str) -> Result<i32> {
         let uri = uri.parse()?;
-        let runtime = tokio::runtime::Runtime::new()?;
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()?;
         let attach = Attach {
             session: Session::default(),
             slot: Slot(0),
