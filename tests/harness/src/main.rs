@@ -44,9 +44,9 @@ enum Command {
         /// Only list the tests
         #[arg(long)]
         list: bool,
-        /// Give up on the whole VM after this many minutes
-        #[arg(long, default_value_t = 60)]
-        minutes: u64,
+        /// Give up on the whole VM after this many minutes (60; on the debug kernel 360)
+        #[arg(long)]
+        minutes: Option<u64>,
     },
     /// Run tests/vm/demo.sh in the guest and show its output as it comes
     Demo {
@@ -62,7 +62,7 @@ enum Command {
 
 #[derive(Args)]
 struct Common {
-    /// 6.1, 6.12 or sid
+    /// 6.1, 6.12, sid, or debug (a 6.12 with KASAN, lockdep and more, built on first use)
     #[arg(long, default_value = "6.12")]
     kernel: String,
     /// Take dstd and the test tools from target/debug instead of target/release
@@ -108,7 +108,8 @@ fn run(command: &Command) -> Result<ExitCode> {
                 filter: filter.clone(),
             };
             with_machine(&tree, common, &mode, |machine, out| {
-                let limit = Duration::from_secs(minutes * 60);
+                let slow = u64::from(machine.guest.slowness());
+                let limit = Duration::from_secs(minutes.unwrap_or(60 * slow) * 60);
                 supervise::tests(machine, out, &common.kernel, limit)
             })
         }
