@@ -25,7 +25,7 @@ test: vm-tools lint setup-interop ## unit tests and the VM tests on one stock ke
 test-all: vm-tools lint setup-interop ## the same on every kernel: 6.1, 6.12 and sid's
 	tests/run 6.1 6.12 sid
 
-test-vm: vm-tools ## only VM tests: KERNEL=6.12 FILTER=part-of-a-name
+test-vm: vm-tools ## only VM tests: KERNEL=6.12 (or debug) FILTER=part-of-a-name
 	$(DST_VM) run --kernel $(KERNEL) $(if $(FILTER),--filter $(FILTER))
 
 lint: setup-lint ## formatting, clippy, shellcheck
