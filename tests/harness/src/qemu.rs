@@ -17,7 +17,7 @@ const PROBE_WORD: &str = "DST-PROBE-OK";
 
 /// For the debug kernel: KASAN reports more than its first finding, free pages hold a pattern, and what is slow is not
 /// stuck for that.
-const DEBUG_WORDS: &str = " kasan_multi_shot page_poison=1 watchdog_thresh=60 \
+const DEBUG_WORDS: &str = " pci=noacpi kasan_multi_shot page_poison=1 watchdog_thresh=60 \
      systemd.default_timeout_start_sec=600 udev.event_timeout=900";
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -108,6 +108,7 @@ make_node() {
 }
 
 links_of() { dst-nlpoke get "node=$1" | jq -rc '[.links[] | select(.state == "live") | "\(.slot):\(.generation)"] | sort | join(" ")'; }
+quiesce_of() { dst-nlpoke get "node=$1" | jq .quiesce_ms; }
 read_dev() { assert_ok timeout 100 dd if=/dev/mapper/dev of=/dev/null bs=64k count=4 iflag=direct status=none; }
 
 # The hand-over of sockets: all links of the request are in, or none is and the old ones go on.
@@ -149,12 +150,21 @@ test_netlink_commands() {
     assert_ok dst-nlpoke links node=alpha export=4194304 wanted=2 "link=0:1:nbd@$(node_uri alpha)" "link=1:2:nbd@$(node_uri alpha)"
     before() { :; }
     after() { assert_eq "$(links_of alpha)" "0:1 1:2" "the links"; }
-    for words in get dump "set quiesce=7000" "set wanted=2" "fenced force" "fail"; do
+    for words in get dump "set wanted=2" "fenced force" "fail"; do
         # shellcheck disable=SC2086  # words
         set -- $words
         each_allocation netlink dst-nlpoke "$1" node=alpha "${@:2}"
     done
-    assert_ok node_says alpha .quiesce_ms 7000
+    # what is refused has changed nothing
+    before() { BEFORE=$(quiesce_of alpha); }
+    after() {
+        if (($1)); then
+            assert_eq "$(quiesce_of alpha)" "$BEFORE" "quiesce after the refusal by fault $n"
+        else
+            assert_eq "$(quiesce_of alpha)" "70$n" "quiesce after fault $n"
+        fi
+    }
+    each_allocation netlink dst-nlpoke set node=alpha quiesce=70%N
     read_dev
     # the last one takes them away, whatever the kernel could not say about it
     after() { :; }
