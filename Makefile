@@ -26,9 +26,9 @@ test-all: vm-tools lint setup-interop ## the same on every kernel: 6.1, 6.12 and
 	tests/run 6.1 6.12 sid
 
 test-faults: vm-tools lint setup-interop ## all of it with the long fault tests, then on the debug kernel
-	tests/run --faults $(KERNEL) $(if $(wildcard scripts/*debug*),debug)
+	tests/run --faults $(KERNEL) debug
 
-test-vm: vm-tools ## only VM tests: KERNEL=6.12 FILTER=part-of-a-name
+test-vm: vm-tools ## only VM tests: KERNEL=6.12 (or debug) FILTER=part-of-a-name
 	$(DST_VM) run --kernel $(KERNEL) $(if $(FILTER),--filter $(FILTER)) $(if $(FAULTS),--faults)
 
 lint: setup-lint ## formatting, clippy, shellcheck

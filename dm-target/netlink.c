@@ -351,7 +351,9 @@ static int dmdst_nl_do_node_set(struct dmdst_node *node, struct genl_info *info)
 		dmdst_node_set_conduct(node, &conduct);
 	if (info->attrs[DMDST_A_WANTED])
 		dmdst_node_set_wanted(node, wanted);
-	return dmdst_nl_reply_node(info, node);
+	/* It is set, whether or not the answer gets out. */
+	dmdst_nl_reply_node(info, node);
+	return 0;
 }
 
 static int dmdst_nl_node_set(struct sk_buff *skb, struct genl_info *info)
@@ -691,8 +693,9 @@ static int dmdst_nl_fenced(struct sk_buff *skb, struct genl_info *info)
 	noio = memalloc_noio_save();
 	mutex_lock(&node->conf);
 	ret = dmdst_nl_do_fenced(node, info);
+	/* It is done, whether or not the answer gets out. */
 	if (!ret)
-		ret = dmdst_nl_reply_node(info, node);
+		dmdst_nl_reply_node(info, node);
 	mutex_unlock(&node->conf);
 	memalloc_noio_restore(noio);
 	dmdst_node_put(node);

@@ -261,13 +261,16 @@ static int dmdst_join_nodes(struct dmdst_target *t)
 {
 	char reason[DMDST_REASON_MAX];
 	unsigned int i;
+	int ret;
 
 	for (i = 0; i < t->nr_uses; i++) {
-		if (!dmdst_node_add_use(t->uses[i], reason))
+		ret = dmdst_node_add_use(t->uses[i], reason);
+		if (!ret)
 			continue;
 		DMERR("node %s: %s", t->uses[i]->node->name, reason);
-		t->ti->error = "A live node's export doesn't fit the line";
-		return -EINVAL;
+		t->ti->error = ret == -ENOMEM ? "Cannot allocate a place at a node"
+					      : "A live node's export doesn't fit the line";
+		return ret;
 	}
 	return 0;
 }

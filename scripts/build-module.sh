@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # build-module.sh NAME [--sparse] [--source DIR]: builds dm-target/ for a kernel of kernel.sh, in a copy so
-# that the tree stays clean, with W=1, and prints the path of dm-dst.ko in the cache (keyed by the sources
+# that the tree stays clean, with W=1, and prints the path of the .ko in the cache (keyed by the sources
 # and the kernel). Fails on any warning from our files; --sparse also on anything sparse says about them.
 # Called by dst-vm and the Makefile. Exit status 77: the kernel can't be had.
 set -euo pipefail
@@ -60,7 +60,7 @@ main() {
         esac
         shift
     done
-    [[ -n $NAME ]] || die "usage: build-module.sh 6.1|6.12|sid [--sparse]"
+    [[ -n $NAME ]] || die "usage: build-module.sh 6.1|6.12|sid|debug [--sparse]"
     "$here/setup-host.sh" modules
     KERNEL=$("$here/kernel.sh" "$NAME") # its own exit status, 77 too, is ours
     KERNEL_TMP=$CACHE/tmp

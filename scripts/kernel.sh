@@ -1,61 +1,15 @@
 #!/usr/bin/env bash
-# kernel.sh NAME (6.1 | 6.12 | sid): finds the newest stock Debian cloud kernel of that line, unpacks it
+# kernel.sh NAME (6.1 | 6.12 | sid | debug): finds the newest stock Debian cloud kernel of that line, unpacks it
 # into the cache and prints the directory: vmlinuz, release, lib/modules/REL (plain .ko, depmod run) and
 # what builds modules for it: usr/src (headers, this machine's gcc) or chroot/ (sid, with sid's own gcc).
-# Called by build-module.sh, initrd.sh and dst-vm. Never installs a kernel on the host, never pins a
-# version. Exit status 77 and a line "SKIPPED kernel NAME: why" when Debian can't be asked for it.
+# Called by build-module.sh, initrd.sh and dst-vm; debug is kernel-debug.sh's. Never installs a kernel on the host,
+# never pins a version. Exit status 77 and a line "SKIPPED kernel NAME: why" when Debian can't be asked for it.
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 # shellcheck source=scripts/lib.sh
 source "$here/lib.sh"
-
-LISTS_MAX_AGE_MIN=${DST_LISTS_MAX_AGE_MIN:-720}
-
-sources_of() {
-    case $1 in
-    bookworm)
-        echo "deb [signed-by=$KEYRING] $MIRROR bookworm main"
-        echo "deb [signed-by=$KEYRING] $SECURITY_MIRROR bookworm-security main"
-        ;;
-    sid) echo "deb [signed-by=$KEYRING] $MIRROR sid main" ;;
-    esac
-}
-
-# A private apt: own sources, lists and dpkg status, so the host's apt never hears of foreign suites.
-# sid's Valid-Until is not checked (a mirror may lag a week); the signatures are.
-private_apt() {
-    local dir=$CACHE/apt/$1
-    mkdir -p "$dir/lists/partial" "$dir/cache/archives/partial" "$dir/empty.d"
-    : >>"$dir/status"
-    sources_of "$1" >"$dir/sources.list"
-    cat >"$dir/apt.conf" <<CONF
-Dir::Etc::sourcelist "$dir/sources.list";
-Dir::Etc::sourceparts "$dir/empty.d";
-Dir::Etc::preferences "/dev/null";
-Dir::Etc::preferencesparts "$dir/empty.d";
-Dir::State::status "$dir/status";
-Dir::State::lists "$dir/lists";
-Dir::Cache "$dir/cache";
-APT::Sandbox::User "root";
-APT::Architecture "amd64";
-APT::Architectures {"amd64";};
-Acquire::Languages "none";
-Acquire::Check-Valid-Until "false";
-Acquire::Retries "2";
-CONF
-    export APT_CONFIG=$dir/apt.conf
-}
-
-refresh_lists() {
-    local dir=$CACHE/apt/$1
-    [[ -n $(find "$dir/stamp" -mmin "-$LISTS_MAX_AGE_MIN" 2>/dev/null) ]] && return 0
-    say "kernel $NAME: asking Debian's archive ($1) for its newest version"
-    if apt-get -qq -o APT::Update::Error-Mode=any update >"$dir/update.log" 2>&1; then
-        touch "$dir/stamp"
-    else
-        say "kernel $NAME: apt-get update failed ($(tail -n 1 "$dir/update.log")); using what the cache has"
-    fi
-}
+# shellcheck source=scripts/apt.sh
+source "$here/apt.sh"
 
 # The newest release that has both an image and headers.
 newest_release() {
@@ -116,19 +70,17 @@ build_chroot() {
 }
 
 main() {
-    NAME=${1:?usage: kernel.sh 6.1|6.12|sid}
+    NAME=${1:?usage: kernel.sh 6.1|6.12|sid|debug}
     local pattern rel dir last
+    [[ $NAME != debug ]] || exec "$here/kernel-debug.sh"
     case $NAME in
     6.1 | 6.12) SUITE=bookworm pattern=${NAME/./\\.}'\.' ;;
     sid) SUITE=sid pattern='[0-9]' ;;
-    *) die "unknown kernel '$NAME': 6.1, 6.12 or sid" ;;
+    *) die "unknown kernel '$NAME': 6.1, 6.12, sid or debug" ;;
     esac
     need "for kernels" kmod xz-utils zstd mmdebstrap debian-archive-keyring
-    mkdir -p "$CACHE/kernels" "$CACHE/apt"
-    exec 7>"$CACHE/apt/$SUITE.lock"
-    flock 7
-    private_apt "$SUITE"
-    refresh_lists "$SUITE"
+    mkdir -p "$CACHE/kernels"
+    ask_archive "$SUITE"
     rel=$(newest_release "$pattern")
     last=$CACHE/kernels/$NAME.last
     if [[ -z $rel ]]; then

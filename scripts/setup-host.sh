@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# setup-host.sh [build|lint|vm|modules|interop|bench]...: makes a bare Debian 12 able to build dstd (build), to run
-# the test VM (vm), to build dm-dst.ko (modules), to lint (lint), to run the node server's interop tests (interop)
-# and its bench (bench); all without an argument. Called by the Makefile and dst-vm.
+# setup-host.sh [build|lint|vm|modules|kernel|interop|bench]...: makes a bare Debian 12 able to build dstd (build), to run
+# the test VM (vm), to build dm-dst.ko (modules) or the debug kernel (kernel), to lint (lint), to run the node server's
+# interop tests (interop) and its bench (bench); all without an argument. Called by the Makefile, dst-vm, kernel-debug.sh.
 # Installs only what is missing, says so, and never touches the host's kernel.
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -37,6 +37,11 @@ setup_modules() {
     need "to build the kernel module" gcc make sparse pahole kmod xz-utils zstd libelf1 mmdebstrap debian-archive-keyring
 }
 
+setup_kernel() {
+    need "to build the debug kernel" gcc libc6-dev make flex bison bc perl-base libelf-dev libssl-dev cpio kmod \
+        xz-utils zstd debian-archive-keyring
+}
+
 setup_bench() {
     need "to measure dstd export" fio nbdkit nbd-server qemu-utils
 }
@@ -53,10 +58,10 @@ setup_lint() {
     cargo fmt --version >/dev/null 2>&1 || need "to check Rust's formatting" rustfmt-web
 }
 
-(($#)) || set -- build lint vm modules interop bench
+(($#)) || set -- build lint vm modules kernel interop bench
 for part in "$@"; do
     case $part in
-    build | lint | vm | modules | interop | bench) "setup_$part" ;;
-    *) die "unknown part '$part': build, lint, vm, modules, interop or bench" ;;
+    build | lint | vm | modules | kernel | interop | bench) "setup_$part" ;;
+    *) die "unknown part '$part': build, lint, vm, modules, kernel, interop or bench" ;;
     esac
 done

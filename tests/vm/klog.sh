@@ -9,6 +9,10 @@ SPLATS+='|blocked for more than|soft lockup|hard LOCKUP|rcu: (INFO|.* starved)|s
 SPLATS+='|sleeping function called|refcount_t|list_(add|del) corruption|[Ll]eak|Bad page state|bad page map'
 SPLATS+='|waiting for .* to become free|page allocation failure|double free|Objects remaining'
 SPLATS+='|Unable to handle|stack-protector|use-after-free|out-of-bounds|still allocated|hung_task'
+SPLATS+='|ODEBUG|DEBUG_LOCKS_WARN_ON'
+
+# What the debug kernel says when all is well; leaks are asked for, with their backtraces, in checks.sh.
+BENIGN='Kernel memory leak detector initialized|RCU lockdep checking is enabled|new suspected memory leaks|use-after-free debug is enabled'
 
 klog_mark() { echo "dst-test: $1 starts" >/dev/kmsg; }
 
@@ -22,5 +26,5 @@ klog_save() {
 
 # Prints the splats of a test's saved log, except those it allowed; true if there are any.
 klog_splats() {
-    grep -E "$SPLATS" "$RESULTS/logs/$1.klog" | grep -vEf <(cat "$STATE/allowed" 2>/dev/null || echo '^$') | grep .
+    grep -E "$SPLATS" "$RESULTS/logs/$1.klog" | grep -vE "$BENIGN" | grep -vEf <(cat "$STATE/allowed" 2>/dev/null || echo '^$') | grep .
 }

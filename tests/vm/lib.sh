@@ -44,9 +44,10 @@ assert_fails() {
     assert_contains "$OUT" "$text" "the error of '$*'"
 }
 
-# wait_until SECONDS WHAT COMMAND...: polls until COMMAND succeeds; fails after SECONDS, naming WHAT.
+# wait_until SECONDS WHAT COMMAND...: polls until COMMAND succeeds; fails after SECONDS (longer on the slow debug
+# kernel), naming WHAT.
 wait_until() {
-    local deadline=$((SECONDS + $1)) what=$2
+    local deadline=$((SECONDS + $1 * ${SLOWNESS:-1})) what=$2
     shift 2
     until "$@" >/dev/null 2>&1; do
         ((SECONDS < deadline)) || fail "waited in vain for: $what ('$*')"

@@ -80,7 +80,7 @@ impl Disks {
                 .arg(&root),
         )?;
         let modules = modules_image(guest, &work)?;
-        let payload = payload_image(tree, &work, mode, debug)?;
+        let payload = payload_image(tree, &work, mode, debug, guest.slowness())?;
         let results = work.join("results.ext4");
         mke2fs(&results, "dst-results", None, RESULTS_SIZE)?;
         let raw = |serial: &str, path: &Path, read_only| Disk {
@@ -157,11 +157,14 @@ fn modules_image(guest: &Guest, work: &Path) -> Result<PathBuf> {
             .arg(&from)
             .arg(&tree),
     )?;
-    if let Some(module) = &guest.module {
-        let updates = tree.join("updates");
-        fs::create_dir_all(&updates).with_context(|| format!("creating {}", updates.display()))?;
-        fs::copy(module, updates.join("dm-dst.ko"))
+    let updates = tree.join("updates");
+    fs::create_dir_all(&updates).with_context(|| format!("creating {}", updates.display()))?;
+    for module in &guest.modules {
+        let name = module.file_name().unwrap_or_default();
+        fs::copy(module, updates.join(name))
             .with_context(|| format!("copying {}", module.display()))?;
+    }
+    if !guest.modules.is_empty() {
         tool(sbin("depmod").arg("-b").arg(&stage).arg(&guest.release))?;
     }
     mke2fs(
@@ -175,7 +178,13 @@ fn modules_image(guest: &Guest, work: &Path) -> Result<PathBuf> {
 }
 
 /// What is tested: guest scripts, binaries, example tables, udev rules and systemd units.
-fn payload_image(tree: &Tree, work: &Path, mode: &Mode, debug: bool) -> Result<PathBuf> {
+fn payload_image(
+    tree: &Tree,
+    work: &Path,
+    mode: &Mode,
+    debug: bool,
+    slowness: u32,
+) -> Result<PathBuf> {
     let stage = work.join("payload");
     let image = work.join("payload.ext4");
     for dir in ["tests", "bin", "udev", "systemd"] {
@@ -191,7 +200,7 @@ fn payload_image(tree: &Tree, work: &Path, mode: &Mode, debug: bool) -> Result<P
         collect_system_files(&tree.root.join(dir), &stage)?;
     }
     copy_binaries(&tree.bin_dir(debug), &stage.join("bin"))?;
-    let env = match mode {
+    let mut env = match mode {
         Mode::Tests { filter, which } => format!(
             "MODE=tests\nFILTER='{}'\nONLY='{}'\nexport ROUNDS={}\n",
             filter.join("\n").replace('\'', ""),
@@ -205,6 +214,7 @@ fn payload_image(tree: &Tree, work: &Path, mode: &Mode, debug: bool) -> Result<P
         Mode::Demo => "MODE=demo\n".to_owned(),
         Mode::Shell => "MODE=shell\n".to_owned(),
     };
+    env.push_str(&format!("export SLOWNESS={slowness}\n"));
     fs::write(stage.join("run.env"), env).context("writing run.env")?;
     mke2fs(&image, "dst-payload", Some(&stage), "512M")?;
     fs::remove_dir_all(&stage).with_context(|| format!("removing {}", stage.display()))?;

@@ -10,6 +10,9 @@ use anyhow::{Context, Result, bail};
 
 use crate::SKIPPED;
 
+/// What kernel.sh calls the kernel of scripts/kernel-debug.sh.
+const DEBUG_KERNEL: &str = "debug";
+
 /// A test, as list.sh prints it.
 #[derive(Debug)]
 struct Listed {
@@ -107,11 +110,18 @@ pub struct Guest {
     pub release: String,
     pub initrd: PathBuf,
     pub rootfs: PathBuf,
-    /// dm-dst.ko for this kernel, where it was asked for
-    pub module: Option<PathBuf>,
+    /// dm-dst.ko for this kernel, where it was asked for; with the debug kernel also the planted bugs
+    pub modules: Vec<PathBuf>,
+    /// The kernel with all checks on, which takes its time.
+    pub debug: bool,
 }
 
 impl Guest {
+    /// How many times longer than on a stock kernel anything may take.
+    pub fn slowness(&self) -> u32 {
+        if self.debug { 6 } else { 1 }
+    }
+
     /// Fills the cache through the scripts. None: this kernel can't be had here, and that was said loudly.
     pub fn prepare(tree: &Tree, kernel: &str, with_module: bool) -> Result<Option<Self>> {
         let setup = tree
@@ -125,14 +135,20 @@ impl Guest {
         let Some(kernel_dir) = printed_path(tree.script("kernel.sh").arg(kernel))? else {
             return Ok(None);
         };
-        let module = if with_module {
+        let debug = kernel == DEBUG_KERNEL;
+        let mut modules = Vec::new();
+        if with_module {
             match printed_path(tree.script("build-module.sh").arg(kernel))? {
-                Some(module) => Some(module),
+                Some(module) => modules.push(module),
                 None => return Ok(None),
             }
-        } else {
-            None
-        };
+        }
+        if debug {
+            let mut build = tree.script("build-module.sh");
+            build.arg(kernel).arg("--source");
+            build.arg(tree.root.join("tests/planted"));
+            modules.push(required_path(&mut build)?);
+        }
         let initrd = required_path(tree.script("initrd.sh").arg(&kernel_dir))?;
         let rootfs = required_path(&mut tree.script("rootfs.sh"))?;
         let release = fs::read_to_string(kernel_dir.join("release"))
@@ -144,7 +160,8 @@ impl Guest {
             release,
             initrd,
             rootfs,
-            module,
+            modules,
+            debug,
         }))
     }
 }

@@ -49,9 +49,9 @@ enum Command {
         /// Only list the tests
         #[arg(long)]
         list: bool,
-        /// Give up on the whole VM after this many minutes
-        #[arg(long, default_value_t = 60)]
-        minutes: u64,
+        /// Give up on the whole VM after this many minutes (60; on the debug kernel 360)
+        #[arg(long)]
+        minutes: Option<u64>,
     },
     /// Run tests/vm/demo.sh in the guest and show its output as it comes
     Demo {
@@ -67,7 +67,7 @@ enum Command {
 
 #[derive(Args, Clone)]
 struct Common {
-    /// 6.1, 6.12 or sid
+    /// 6.1, 6.12, sid, or debug (a 6.12 with KASAN, lockdep and more, built on first use)
     #[arg(long, default_value = "6.12")]
     kernel: String,
     /// Take dstd and the test tools from target/debug instead of target/release
@@ -110,8 +110,7 @@ fn run(command: &Command) -> Result<ExitCode> {
             minutes,
             ..
         } => {
-            let limit = Duration::from_secs(minutes * 60);
-            tests(&tree, common, filter, *faults, limit)
+            tests(&tree, common, filter, *faults, *minutes)
         }
         Command::Demo { common } => with_machine(&tree, common, &Mode::Demo, |machine, out| {
             supervise::demo(machine, out)
@@ -128,7 +127,7 @@ fn tests(
     common: &Common,
     filter: &[String],
     faults: bool,
-    limit: Duration,
+    minutes: Option<u64>,
 ) -> Result<ExitCode> {
     let tags = tree.tags(filter)?;
     let small = faults && tags.iter().any(|tag| tag == "small");
@@ -139,6 +138,8 @@ fn tests(
             which,
         };
         ends.push(with_machine(tree, common, &mode, |machine, out| {
+            let slow = u64::from(machine.guest.slowness());
+            let limit = Duration::from_secs(minutes.unwrap_or(60 * slow) * 60);
             supervise::tests(machine, out, &common.kernel, limit)
         })?);
         Ok(())

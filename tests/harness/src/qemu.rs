@@ -15,6 +15,11 @@ use crate::host::Guest;
 const PROBE_LIMIT: Duration = Duration::from_secs(20);
 const PROBE_WORD: &str = "DST-PROBE-OK";
 
+/// For the debug kernel: KASAN reports more than its first finding, free pages hold a pattern, and what is slow is not
+/// stuck for that.
+const DEBUG_WORDS: &str = " pci=noacpi kasan_multi_shot page_poison=1 \
+     systemd.default_timeout_start_sec=600 udev.event_timeout=900";
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Accel {
     Kvm,
@@ -90,7 +95,8 @@ impl Machine {
         // A busy host stops the guest for half a minute at times: only what takes longer is the kernel's own.
         command.arg("-append").arg(format!(
             "{append} watchdog_thresh=60 rcupdate.rcu_cpu_stall_timeout=120 panic=5 mitigations=off random.trust_cpu=on log_buf_len=16M printk.devkmsg=on \
-             net.ifnames=0 audit=0 nokaslr no_timer_check systemd.show_status=0 systemd.firstboot=off"
+             net.ifnames=0 audit=0 nokaslr no_timer_check systemd.show_status=0 systemd.firstboot=off{}",
+            if self.guest.debug { DEBUG_WORDS } else { "" }
         ));
         for disk in &self.disks.all {
             // unsafe: these disks live for one run; a guest's flush need not reach the host's disk

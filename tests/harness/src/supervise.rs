@@ -168,14 +168,15 @@ fn one_life(
     let lines = read_lines(&mut child)?;
     let mut running: Option<String> = None;
     let mut booted = false;
-    let mut deadline = Instant::now() + BOOT_LIMIT;
+    let slowness = machine.guest.slowness();
+    let mut deadline = Instant::now() + BOOT_LIMIT * slowness;
     let end = loop {
         let left = deadline
             .min(vm_deadline)
             .saturating_duration_since(Instant::now());
         match lines.recv_timeout(left) {
             Ok(message) => {
-                deadline = Instant::now() + allowance(&message);
+                deadline = Instant::now() + allowance(&message, slowness);
                 match &message {
                     Message::Boot(_) => booted = true,
                     Message::Start { test, .. } => running = Some(test.clone()),
@@ -206,12 +207,12 @@ fn one_life(
     }
 }
 
-/// How long the guest may be silent after a message.
-fn allowance(message: &Message) -> Duration {
+/// How long the guest may be silent after a message; a test's limit is the slow guest's own.
+fn allowance(message: &Message, slowness: u32) -> Duration {
     match message {
-        Message::Start { limit, .. } => *limit + GRACE,
-        Message::Reboot => BOOT_LIMIT,
-        _ => GRACE,
+        Message::Start { limit, .. } => *limit + GRACE * slowness,
+        Message::Reboot => BOOT_LIMIT * slowness,
+        _ => GRACE * slowness,
     }
 }
 
