@@ -80,6 +80,7 @@ struct dmdst_req {
 	u16			slot;
 	u16			guard;	/* its number, or 0; fences->lock */
 	u32			birth;	/* of the link that answered */
+	u32			fails;	/* the node's, when the bio came */
 	enum dmdst_req_state	state;
 	blk_status_t		status;
 	bool			no_hole;
@@ -99,6 +100,7 @@ void dmdst_reqs_answered(struct list_head *reqs);
 void dmdst_req_again(struct dmdst_req *req);
 bool dmdst_req_has_payload(const struct dmdst_req *req);
 bool dmdst_req_is_write(const struct dmdst_req *req);
+bool dmdst_req_is_failed(const struct dmdst_req *req);
 
 /* ---- flush.c ---- */
 
@@ -149,7 +151,9 @@ int dmdst_fences_grow(struct dmdst_fences *fences, unsigned int links);
 bool dmdst_fence_bars(struct dmdst_req *req);
 bool dmdst_fence_pins(struct dmdst_req *req);
 void dmdst_fence_disown(struct dmdst_req *req);
-void dmdst_fence_lost(struct dmdst_link *link, struct list_head *writes);
+bool dmdst_fence_lost(struct dmdst_link *link, struct list_head *writes);
+bool dmdst_fence_detach(struct dmdst_link *link, u16 slot);
+void dmdst_fence_answered(struct dmdst_link *link, u16 slot, struct list_head *freed);
 void dmdst_fence_contest(struct dmdst_link *link);
 void dmdst_fence_heard(struct dmdst_link *link, u16 slot);
 void dmdst_fence_lift(struct dmdst_node *node, u64 old, const char *why);
@@ -220,6 +224,7 @@ struct dmdst_node {
 	bool			suspect; /* a loss since links came last */
 	bool			down;	/* since lost_at; the policy runs */
 	bool			expired; /* the policy has; I/O fails */
+	u32			fails;	/* fail-pendings so far */
 	unsigned long		lost_at; /* jiffies: the last link's loss */
 	u64			reconnects; /* links up since the first loss */
 	struct dmdst_conduct	conduct;
@@ -264,8 +269,8 @@ struct dmdst_need {
 /* What a noflush suspend takes back. */
 enum dmdst_push_back {
 	DMDST_BACK_WAITING,	/* what is on no link */
-	DMDST_BACK_SILENT,	/* and what is on links that don't answer */
-	DMDST_BACK_ALL,
+	DMDST_BACK_DETACH,	/* and what links can do without */
+	DMDST_BACK_CUT,		/* and the rest, with its links */
 };
 
 struct dmdst_node *dmdst_node_get(const char *name, bool create);
@@ -307,6 +312,8 @@ void dmdst_node_tell_uses(struct dmdst_node *node);
 
 /* ---- tick.c: what a node looks at once a second ---- */
 
+extern struct bio_vec dmdst_unread;
+
 void dmdst_tick_init(struct dmdst_node *node);
 void dmdst_tick_soon(struct dmdst_node *node);
 void dmdst_tick_stop(struct dmdst_node *node);
@@ -317,16 +324,21 @@ void dmdst_tick_module_exit(void);
 /* ---- link.c, send.c, recv.c ---- */
 
 struct dmdst_slot {
-	struct dmdst_req	*req;
+	struct dmdst_req	*req;	/* NULL: free, or detached */
 	u32			seq;	/* of its use: makes cookies unique */
 	u32			loss;	/* losses known when it was used */
 	u32			since;	/* jiffies */
+	u32			len;	/* of its request, as the next */
+	u16			cmd;
+	u16			guard;	/* of a detached write; fences->lock */
+	bool			detached; /* its answer is nobody's any more */
 	bool			warned;	/* that it is slow */
 	bool			refused; /* ESHUTDOWN: no other answer will come */
 };
 
-/* The batch being sent. Owned by send_work but for what says link->lock. */
+/* The batch being sent. */
 struct dmdst_tx {
+	struct mutex		mutex;	/* of all but what says link->lock */
 	struct page		*headers; /* DMDST_DEPTH requests, by slot */
 	struct bio_vec		bv[DMDST_TX_SEGMENTS];
 	unsigned int		nr;
@@ -335,6 +347,7 @@ struct dmdst_tx {
 	bool			splice;
 	bool			payload; /* the batch has some */
 	bool			more;	/* another batch follows at once */
+	bool			corked;	/* the socket has been told so */
 	bool			full;	/* the socket was: room is progress */
 	struct dmdst_req	*req;	/* partly gathered; link->lock */
 	struct bvec_iter	iter;	/* what of it is not gathered yet */
@@ -343,15 +356,17 @@ struct dmdst_tx {
 	unsigned int		early;	/* answered before sent; link->lock */
 };
 
-/* Owned by recv_work. The state follows from the two counters. */
+/* What is being received. The state follows from the two counters. */
 struct dmdst_rx {
+	struct mutex		mutex;	/* of all of it */
 	struct page		*page;	/* headers, and payload read too far */
 	unsigned int		have;	/* bytes in page, not parsed yet */
-	struct dmdst_req	*req;	/* whose payload is being read */
+	struct dmdst_slot	*slot;	/* whose payload is being read */
 	u32			got;	/* bytes of it */
 	bool			broken;	/* not what NBD says: read no further */
 	bool			eof;
 	bool			shutdown; /* the server said it goes away */
+	struct list_head	freed;	/* who waited for a detached write */
 	u64			received;
 };
 
@@ -387,9 +402,6 @@ struct dmdst_link {
 	struct work_struct	down_work;
 
 	unsigned long		progress; /* jiffies; read without lock */
-	unsigned long		looked_at; /* jiffies; node->lock, as the next two */
-	unsigned int		silent;	/* looks in a row that found nothing new */
-	u64			looked_received; /* bytes, by then */
 	bool			disbelieve; /* its server's word is void */
 	bool			started; /* in its node; callbacks may queue work */
 	gfp_t			old_allocation;
@@ -415,11 +427,12 @@ void dmdst_link_cut(struct dmdst_link *link, const char *why);
 void dmdst_link_fail(struct dmdst_link *link, bool only_busy, const char *why);
 void dmdst_link_fenced(struct dmdst_link *link);
 bool dmdst_link_carries(struct dmdst_link *link, const struct dmdst_target *target);
-bool dmdst_link_is_silent(struct dmdst_link *link);
 void dmdst_link_check_time(struct dmdst_link *link, u32 timeout);
+void dmdst_link_check_drained(struct dmdst_link *link);
 void dmdst_link_answered(struct dmdst_link *link, struct list_head *reqs);
 void dmdst_link_send_later(struct dmdst_link *link, unsigned long delay);
-void dmdst_link_free_slot(struct dmdst_link *link, struct dmdst_req *req);
+void dmdst_link_free_slot(struct dmdst_link *link, u16 slot);
+struct dmdst_req *dmdst_link_vacate(struct dmdst_link *link, u16 slot);
 unsigned int dmdst_link_in_flight(struct dmdst_link *link);
 int dmdst_link_module_init(void);
 void dmdst_link_module_exit(void);
@@ -428,6 +441,11 @@ void dmdst_send_work(struct work_struct *work);
 void dmdst_send_disc(struct dmdst_link *link);
 void dmdst_recv_work(struct work_struct *work);
 bool dmdst_recv_some(struct dmdst_link *link);
+
+/* ---- detach.c ---- */
+
+bool dmdst_link_detach(struct dmdst_link *link, const struct dmdst_target *target,
+		       struct list_head *back);
 
 /* ---- target.c, table.c ---- */
 
@@ -452,7 +470,7 @@ struct dmdst_target {
 	atomic_t		not_yet_live; /* uses; 0: ready */
 	struct work_struct	ready_work;
 	struct delayed_work	suspend_work; /* a noflush suspend's patience */
-	unsigned long		suspend_since; /* jiffies */
+	unsigned int		suspend_looks;
 
 	spinlock_t		round_lock; /* the flush round, see target.c */
 	bool			round_busy;

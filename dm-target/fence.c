@@ -159,7 +159,8 @@ bool dmdst_fence_pins(struct dmdst_req *req)
 		return false;
 
 	spin_lock(&fences->lock);
-	pinned = dmdst_guards_ambiguous(&fences->guards, req->guard);
+	pinned = dmdst_guards_ambiguous(&fences->guards, req->guard) &&
+		 !dmdst_req_is_failed(req);
 	req->pages_out = pinned;
 	if (pinned) {
 		dmdst_req_move(req, DMDST_REQ_PINNED);
@@ -202,22 +203,49 @@ void dmdst_fence_take(struct dmdst_node *node, const struct dmdst_target *target
 	spin_unlock(&fences->lock);
 }
 
+/* Those that are barred in a range; they are judged again when they are to be sent. */
+static void dmdst_fence_take_barred(struct dmdst_fences *fences, u64 start, u64 end,
+				    struct list_head *barred)
+{
+	struct dmdst_req *req, *next;
+
+	lockdep_assert_held(&fences->lock);
+	list_for_each_entry_safe(req, next, &fences->barred, list) {
+		if (req->offset >= end || req->offset + req->len <= start)
+			continue;
+		dmdst_req_move(req, DMDST_REQ_HELD);
+		list_move_tail(&req->list, barred);
+	}
+}
+
 /* ---- a loss ---- */
 
+/* Writes that @link has and no request: their guards are all that is left. */
+static bool dmdst_fence_has_detached(struct dmdst_link *link)
+{
+	unsigned int i;
+
+	for (i = 0; i < DMDST_DEPTH; i++)
+		if (link->slots[i].guard)
+			return true;
+	return false;
+}
+
 /*
- * @link is lost with @writes unanswered. Its lock is held: who sees its slots
- * empty sees the guards. The caller calls dmdst_fence_contest() for all links
- * before it submits anything.
+ * @link is lost with @writes unanswered, and maybe with detached ones. Its lock
+ * is held: who sees its slots empty sees the guards. True: it leaves some; the
+ * caller has dmdst_fence_contest() called for all links before it submits
+ * anything.
  */
-void dmdst_fence_lost(struct dmdst_link *link, struct list_head *writes)
+bool dmdst_fence_lost(struct dmdst_link *link, struct list_head *writes)
 {
 	struct dmdst_fences *fences = link->node->fences;
 	struct dmdst_req *req;
-	unsigned int old;
+	unsigned int old, i;
 
 	lockdep_assert_held(&link->lock);
-	if (list_empty(writes))
-		return;
+	if (list_empty(writes) && !dmdst_fence_has_detached(link))
+		return false;
 	spin_lock(&fences->lock);
 	old = dmdst_guards_lost(&fences->guards, link->slot, link->generation);
 	list_for_each_entry(req, writes, list) {
@@ -225,7 +253,54 @@ void dmdst_fence_lost(struct dmdst_link *link, struct list_head *writes)
 				 req->offset + req->len, &req->guard);
 		req->pages_out |= req->spliced;
 	}
+	for (i = 0; i < DMDST_DEPTH; i++) {
+		u16 *guard = &link->slots[i].guard;
+
+		if (!*guard)
+			continue;
+		dmdst_guards_add(&fences->guards, old, 0, 0, guard);
+		dmdst_guards_disown(&fences->guards, guard);
+	}
 	dmdst_fences_update(fences);
+	spin_unlock(&fences->lock);
+	return true;
+}
+
+/* ---- detached writes: their link still talks ---- */
+
+/*
+ * The write in @slot goes back to device-mapper; the slot keeps its guard.
+ * False: there is none. The caller calls dmdst_fence_contest(), as above.
+ */
+bool dmdst_fence_detach(struct dmdst_link *link, u16 slot)
+{
+	struct dmdst_fences *fences = link->node->fences;
+	struct dmdst_req *req = link->slots[slot].req;
+	bool guarded;
+
+	lockdep_assert_held(&link->lock);
+	spin_lock(&fences->lock);
+	guarded = dmdst_guards_detach(&fences->guards, req->offset,
+				      req->offset + req->len, &req->guard,
+				      &link->slots[slot].guard);
+	dmdst_fences_update(fences);
+	spin_unlock(&fences->lock);
+	return guarded;
+}
+
+/* The server has said that it is done with it: this is its fence. */
+void dmdst_fence_answered(struct dmdst_link *link, u16 slot, struct list_head *freed)
+{
+	struct dmdst_fences *fences = link->node->fences;
+	u64 start, end;
+
+	lockdep_assert_held(&link->lock);
+	if (!link->slots[slot].guard)
+		return;
+	spin_lock(&fences->lock);
+	dmdst_guards_answered(&fences->guards, &link->slots[slot].guard, &start, &end);
+	dmdst_fences_update(fences);
+	dmdst_fence_take_barred(fences, start, end, freed);
 	spin_unlock(&fences->lock);
 }
 
@@ -293,18 +368,6 @@ u64 dmdst_fence_quiet(struct dmdst_node *node)
 	return quiet;
 }
 
-/* Those that were barred; they are judged again when they are to be sent. */
-static void dmdst_fence_take_barred(struct dmdst_fences *fences,
-				    struct list_head *barred)
-{
-	struct dmdst_req *req;
-
-	lockdep_assert_held(&fences->lock);
-	list_splice_init(&fences->barred, barred);
-	list_for_each_entry(req, barred, list)
-		dmdst_req_move(req, DMDST_REQ_HELD);
-}
-
 static void dmdst_fence_take_unpinned(struct dmdst_fences *fences,
 				      struct list_head *pinned)
 {
@@ -338,7 +401,7 @@ void dmdst_fence_lift(struct dmdst_node *node, u64 old, const char *why)
 	}
 	dmdst_guards_fence(&fences->guards, old);
 	dmdst_fences_update(fences);
-	dmdst_fence_take_barred(fences, &barred);
+	dmdst_fence_take_barred(fences, 0, U64_MAX, &barred);
 	dmdst_fence_take_unpinned(fences, &pinned);
 	spin_unlock(&fences->lock);
 
@@ -355,7 +418,7 @@ void dmdst_fence_unbar(struct dmdst_node *node)
 	LIST_HEAD(barred);
 
 	spin_lock(&fences->lock);
-	dmdst_fence_take_barred(fences, &barred);
+	dmdst_fence_take_barred(fences, 0, U64_MAX, &barred);
 	spin_unlock(&fences->lock);
 	dmdst_node_submit_all(&barred);
 }

@@ -70,7 +70,7 @@ unsigned int dmdst_guards_lost(struct dmdst_guards *g, u32 slot, u32 generation)
 {
 	unsigned int i;
 
-	if (!~g->old_used)
+	if (!(~g->old_used & ~DMDST_DETACHED))
 		dmdst_merge_oldest(g);
 	for (i = 0; g->old_used & BIT_ULL(i); i++)
 		;
@@ -199,7 +199,8 @@ static struct dmdst_guard *dmdst_guard_new(struct dmdst_guards *g, u64 start,
 
 /*
  * @old may still write the range. @owner: the number of the guard that the
- * request has, or 0; then it gets one if there is one.
+ * request has, or 0; then it gets one if there is one. One that was detached
+ * has one, and its link talks no more.
  */
 void dmdst_guards_add(struct dmdst_guards *g, unsigned int old, u64 start, u64 end,
 		      u16 *owner)
@@ -209,7 +210,7 @@ void dmdst_guards_add(struct dmdst_guards *g, unsigned int old, u64 start, u64 e
 	if (!guard)
 		guard = dmdst_guard_new(g, start, end, owner);
 	if (guard)
-		guard->old |= BIT_ULL(old);
+		guard->old = (guard->old & ~DMDST_DETACHED) | BIT_ULL(old);
 	/* Without a guard nobody sees what overlaps: all wait for all of it. */
 	if (!guard)
 		g->overflow |= BIT_ULL(old) | dmdst_old_of_range(g, start, end);
@@ -232,6 +233,31 @@ void dmdst_guards_contest(struct dmdst_guards *g, u64 start, u64 end, u16 *owner
 		g->overflow |= old;
 }
 
+/*
+ * The request whose guard @from is (0: none yet) leaves its link, which still
+ * talks and keeps the write: the guard is @to's, until dmdst_guards_answered()
+ * or, if the link is lost first, dmdst_guards_add(). False: none is free.
+ */
+bool dmdst_guards_detach(struct dmdst_guards *g, u64 start, u64 end, u16 *from, u16 *to)
+{
+	struct dmdst_guard *guard = dmdst_guard_of(g, *from);
+
+	if (guard) {
+		guard->owner = to;
+		*to = *from;
+		*from = 0;
+	} else {
+		guard = dmdst_guard_new(g, start, end, to);
+	}
+	if (!guard)
+		return false;
+	guard->old |= DMDST_DETACHED;
+	/* What has no guard may overlap it. */
+	if (g->overflow)
+		g->overflow |= DMDST_DETACHED;
+	return true;
+}
+
 /* The request is done with its guard; the guard stays. */
 void dmdst_guards_disown(struct dmdst_guards *g, u16 *owner)
 {
@@ -250,16 +276,16 @@ static void dmdst_guard_drop(struct dmdst_guards *g, struct dmdst_guard *guard)
 	g->used--;
 }
 
-/* These old links can't write any more. Guards that need no other fence go. */
-void dmdst_guards_fence(struct dmdst_guards *g, u64 old)
+/* Guards that need no fence, nor an answer, go. */
+static void dmdst_guards_settle(struct dmdst_guards *g)
 {
 	struct dmdst_guard *guard;
+	u64 detached = 0;
 	unsigned int i;
 
-	g->old_used &= ~old;
-	g->overflow &= ~old;
 	for (i = 0; i < g->top; i++)
-		g->all[i].old &= ~old;
+		detached |= g->all[i].old & DMDST_DETACHED;
+	g->overflow &= ~DMDST_DETACHED | detached;
 	for (i = 0; i < g->top; i++) {
 		guard = &g->all[i];
 		if (guard->used && !guard->old &&
@@ -269,6 +295,33 @@ void dmdst_guards_fence(struct dmdst_guards *g, u64 old)
 	while (g->top && !g->all[g->top - 1].used)
 		g->top--;
 	g->shared &= !!g->used;
+}
+
+/* These old links can't write any more. */
+void dmdst_guards_fence(struct dmdst_guards *g, u64 old)
+{
+	unsigned int i;
+
+	g->old_used &= ~old;
+	g->overflow &= ~old;
+	for (i = 0; i < g->top; i++)
+		g->all[i].old &= ~old;
+	dmdst_guards_settle(g);
+}
+
+/*
+ * A detached write is answered by the link that kept it. Who waited in the
+ * range that is returned may not have to any more.
+ */
+void dmdst_guards_answered(struct dmdst_guards *g, u16 *owner, u64 *start, u64 *end)
+{
+	struct dmdst_guard *guard = dmdst_guard_of(g, *owner);
+
+	*start = g->overflow ? 0 : guard->start;
+	*end = g->overflow ? ~0ULL : guard->end;
+	guard->old &= ~DMDST_DETACHED;
+	dmdst_guards_disown(g, owner);
+	dmdst_guards_settle(g);
 }
 
 /* @room has @nr guards, more than now. Returns what the caller shall free. */

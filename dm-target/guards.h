@@ -11,7 +11,12 @@
 #include <linux/types.h>
 
 /* Old links a node can tell apart; one bit each. */
-#define DMDST_OLD_LINKS		64
+#define DMDST_OLD_LINKS		63
+/*
+ * The bit beside theirs: a link that still talks has the write, and nobody
+ * else does; its answer will say that it is done, or its loss that it may not.
+ */
+#define DMDST_DETACHED		(1ULL << DMDST_OLD_LINKS)
 
 /* A lost link (or several, merged) whose requests may still be applied. */
 struct dmdst_old_link {
@@ -31,7 +36,7 @@ struct dmdst_old_link {
 struct dmdst_guard {
 	u64	start;
 	u64	end;
-	u64	old;		/* not fenced yet, a bit each */
+	u64	old;		/* not fenced yet, a bit each; or DMDST_DETACHED */
 	u16	*owner;		/* where its request has our number; or NULL */
 	bool	used;
 	bool	shared;		/* overlaps another one */
@@ -53,6 +58,8 @@ unsigned int dmdst_guards_lost(struct dmdst_guards *g, u32 slot, u32 generation)
 void dmdst_guards_add(struct dmdst_guards *g, unsigned int old, u64 start, u64 end,
 		      u16 *owner);
 void dmdst_guards_contest(struct dmdst_guards *g, u64 start, u64 end, u16 *owner);
+bool dmdst_guards_detach(struct dmdst_guards *g, u64 start, u64 end, u16 *from, u16 *to);
+void dmdst_guards_answered(struct dmdst_guards *g, u16 *owner, u64 *start, u64 *end);
 void dmdst_guards_disown(struct dmdst_guards *g, u16 *owner);
 void dmdst_guards_fence(struct dmdst_guards *g, u64 old);
 struct dmdst_guard *dmdst_guards_grow(struct dmdst_guards *g,

@@ -216,32 +216,40 @@ static bool dmdst_link_is_fenced(struct dmdst_link *link)
 }
 
 /*
- * Empties the link. @moved: what was not sent, or can be asked again without
- * a trace. @writes: what the server may have, or get, and apply.
+ * Empties the link. @moved: what was not sent, can be asked again without a
+ * trace, or waited for what the link had. @writes: what the server may have, or
+ * get, and apply. True: that leaves guards.
  */
-static void dmdst_link_collect(struct dmdst_link *link, struct list_head *moved,
+static bool dmdst_link_collect(struct dmdst_link *link, struct list_head *moved,
 			       struct list_head *writes)
 {
 	struct dmdst_req *req;
+	bool fenced, guarded;
 	unsigned int i;
 
 	spin_lock(&link->lock);
 	dmdst_link_take_sendq(link, moved);
 	for (i = 0; i < DMDST_DEPTH; i++) {
-		req = link->slots[i].req;
-		if (!req)
+		if (!link->slots[i].req)
 			continue;
-		dmdst_link_free_slot(link, req);
+		req = dmdst_link_vacate(link, i);
 		if (req->tx_start >= link->tx.sent || !dmdst_req_is_write(req))
 			list_add_tail(&req->list, moved);
 		else
 			list_add_tail(&req->list, writes);
 	}
 	link->tx.req = NULL;
-	if (dmdst_link_is_fenced(link))
+	fenced = dmdst_link_is_fenced(link);
+	if (fenced)
 		list_splice_tail_init(writes, moved);
-	dmdst_fence_lost(link, writes);
+	for (i = 0; fenced && i < DMDST_DEPTH; i++)
+		dmdst_fence_answered(link, i, moved);
+	guarded = dmdst_fence_lost(link, writes);
+	for (i = 0; i < DMDST_DEPTH; i++)
+		if (link->slots[i].detached)
+			dmdst_link_free_slot(link, i);
 	spin_unlock(&link->lock);
+	return guarded;
 }
 
 /*
@@ -289,8 +297,7 @@ static void dmdst_link_down_work(struct work_struct *work)
 		cond_resched();
 
 	dmdst_link_close_socket(link);
-	dmdst_link_collect(link, &moved, &writes);
-	guarded = !list_empty(&writes);
+	guarded = dmdst_link_collect(link, &moved, &writes);
 	/* Before any bio ends: its pages may be in there. */
 	sockfd_put(link->sock);
 	if (guarded)
@@ -424,11 +431,11 @@ static u32 dmdst_link_oldest(struct dmdst_link *link)
 
 	lockdep_assert_held(&link->lock);
 	for (slot = link->slots; slot < end; slot++) {
-		if (!slot->req)
+		if (!slot->req && !slot->detached)
 			continue;
 		age = (u32)jiffies - slot->since;
 		oldest = max(oldest, age);
-		if (age < DMDST_SLOW || slot->warned)
+		if (age < DMDST_SLOW || slot->warned || slot->detached)
 			continue;
 		slot->warned = true;
 		DMWARN_LIMIT("node %s: link %u: no answer for %u s to command %u at byte %llu",
@@ -457,29 +464,6 @@ void dmdst_link_check_time(struct dmdst_link *link, u32 timeout)
 		dmdst_link_lose(link, ETIMEDOUT, "no answer in time");
 }
 
-/*
- * Has nothing come in between this look and the last two, each a moment ago?
- * Looks are compared, not times: a machine that did nothing for a while heard
- * nothing, either.
- */
-bool dmdst_link_is_silent(struct dmdst_link *link)
-{
-	unsigned long since = jiffies - link->looked_at;
-	u64 received = READ_ONCE(link->rx.received);
-
-	lockdep_assert_held(&link->node->lock);
-	/* Another target's look, just now, proves nothing. */
-	if (since < HZ / 5)
-		return false;
-	if (since < HZ && received == link->looked_received)
-		link->silent++;
-	else
-		link->silent = 0;
-	link->looked_at = jiffies;
-	link->looked_received = received;
-	return link->silent >= 2;
-}
-
 /* Does it hold up a suspend of @target? */
 bool dmdst_link_carries(struct dmdst_link *link, const struct dmdst_target *target)
 {
@@ -504,7 +488,7 @@ bool dmdst_link_take(struct dmdst_link *link, struct dmdst_req *req)
 	bool taken;
 
 	spin_lock(&link->lock);
-	taken = link->state == DMDST_LINK_LIVE;
+	taken = link->state == DMDST_LINK_LIVE && !dmdst_req_is_failed(req);
 	if (taken) {
 		dmdst_req_move(req, DMDST_REQ_ON_LINK);
 		list_add_tail(&req->list, &link->sendq);
@@ -515,35 +499,52 @@ bool dmdst_link_take(struct dmdst_link *link, struct dmdst_req *req)
 	return taken;
 }
 
-void dmdst_link_free_slot(struct dmdst_link *link, struct dmdst_req *req)
+void dmdst_link_free_slot(struct dmdst_link *link, u16 slot)
 {
+	struct dmdst_slot *s = &link->slots[slot];
+
 	lockdep_assert_held(&link->lock);
-	if (req->cmd == NBDW_CMD_READ)
+	if (s->cmd == NBDW_CMD_READ)
 		link->nr_reads--;
-	else if (req->cmd != NBDW_CMD_WRITE)
+	else if (s->cmd != NBDW_CMD_WRITE)
 		link->nr_long--;
-	link->slots[req->slot].req = NULL;
-	link->free[link->nr_free++] = req->slot;
-	dmdst_req_move(req, DMDST_REQ_HELD);
+	s->req = NULL;
+	s->detached = false;
+	link->free[link->nr_free++] = slot;
 
 	if (!list_empty(&link->sendq) && link->state != DMDST_LINK_LOST)
 		queue_delayed_work(dmdst_send_wq, &link->send_work, 0);
 }
 
-/* Ends what was answered; the last answer ends a draining link, too. */
-void dmdst_link_answered(struct dmdst_link *link, struct list_head *reqs)
+/* Frees @slot; its request is the caller's. */
+struct dmdst_req *dmdst_link_vacate(struct dmdst_link *link, u16 slot)
+{
+	struct dmdst_req *req = link->slots[slot].req;
+
+	dmdst_link_free_slot(link, slot);
+	dmdst_req_move(req, DMDST_REQ_HELD);
+	return req;
+}
+
+/* A draining link ends when it carries nothing any more. No locks. */
+void dmdst_link_check_drained(struct dmdst_link *link)
 {
 	bool drained;
 
-	if (list_empty(reqs))
+	if (READ_ONCE(link->state) == DMDST_LINK_LIVE)
 		return;
-	dmdst_reqs_answered(reqs);
-
 	spin_lock(&link->lock);
 	drained = link->state == DMDST_LINK_DRAINING && dmdst_link_is_idle(link);
 	spin_unlock(&link->lock);
 	if (drained)
 		dmdst_link_lose(link, 0, "drained");
+}
+
+/* Ends what was answered; what was detached is in no list. */
+void dmdst_link_answered(struct dmdst_link *link, struct list_head *reqs)
+{
+	dmdst_reqs_answered(reqs);
+	dmdst_link_check_drained(link);
 }
 
 void dmdst_link_send_later(struct dmdst_link *link, unsigned long delay)
@@ -569,6 +570,9 @@ static void dmdst_link_init(struct dmdst_link *link)
 	kref_init(&link->ref);
 	INIT_LIST_HEAD(&link->list);
 	INIT_LIST_HEAD(&link->sendq);
+	INIT_LIST_HEAD(&link->rx.freed);
+	mutex_init(&link->tx.mutex);
+	mutex_init(&link->rx.mutex);
 	spin_lock_init(&link->lock);
 	INIT_DELAYED_WORK(&link->send_work, dmdst_send_work);
 	INIT_WORK(&link->recv_work, dmdst_recv_work);

@@ -460,18 +460,23 @@ void dmdst_node_retire_link(struct dmdst_link *link, const char *why)
 		dmdst_netlink_node_event(node);
 }
 
-/* @lost left guards. Before anything else is sent: what else do they touch? */
-void dmdst_node_guarded(struct dmdst_link *lost)
+/* There are new guards. Before anything else is sent: what else do they touch? */
+static void dmdst_node_contest(struct dmdst_node *node)
 {
-	struct dmdst_node *node = lost->node;
 	struct dmdst_link *link;
 
 	spin_lock(&node->lock);
 	list_for_each_entry(link, &node->links, list)
-		if (link != lost)
-			dmdst_fence_contest(link);
+		dmdst_fence_contest(link);
 	spin_unlock(&node->lock);
+}
 
+/* @lost, which carries nothing any more, left guards. */
+void dmdst_node_guarded(struct dmdst_link *lost)
+{
+	struct dmdst_node *node = lost->node;
+
+	dmdst_node_contest(node);
 	dmdst_netlink_fence_event(node, lost->slot, lost->generation,
 				  dmdst_fence_ambiguous(node, lost), lost->why);
 }
@@ -579,7 +584,7 @@ static blk_status_t dmdst_node_may_queue(struct dmdst_node *node,
 	lockdep_assert_held(&node->lock);
 	if (node->dead)
 		return BLK_STS_IOERR;
-	if (node->expired)
+	if (node->expired || dmdst_req_is_failed(req))
 		return BLK_STS_TRANSPORT;
 	if (!req->bio)
 		return BLK_STS_OK;
@@ -677,25 +682,71 @@ static void dmdst_end_all(struct list_head *reqs, blk_status_t status)
 }
 
 /*
+ * The link behind @prev, whose reference it takes over; the first one if that
+ * is NULL, or gone meanwhile: the caller may meet some twice.
+ */
+static struct dmdst_link *dmdst_node_next_link(struct dmdst_node *node,
+					       struct dmdst_link *prev)
+{
+	struct list_head *at = &node->links;
+	struct dmdst_link *link = NULL;
+
+	spin_lock(&node->lock);
+	if (prev && !list_empty(&prev->list))
+		at = &prev->list;
+	if (!list_is_last(at, &node->links)) {
+		link = list_entry(at->next, struct dmdst_link, list);
+		kref_get(&link->ref);
+	}
+	spin_unlock(&node->lock);
+	if (prev)
+		dmdst_link_put(prev);
+	return link;
+}
+
+static void dmdst_node_detach(struct dmdst_node *node,
+			      const struct dmdst_target *target, bool cut,
+			      struct list_head *back)
+{
+	struct dmdst_link *link = NULL;
+	bool guarded = false;
+
+	while ((link = dmdst_node_next_link(node, link))) {
+		guarded |= dmdst_link_detach(link, target, back);
+		if (cut && dmdst_link_carries(link, target))
+			dmdst_link_cut(link, "a suspend can't wait until it is done with a write's pages");
+	}
+	if (guarded)
+		dmdst_node_contest(node);
+}
+
+/* To device-mapper, if it still takes them: a suspend can be given up. */
+static void dmdst_node_return_all(const struct dmdst_target *target,
+				  struct list_head *reqs)
+{
+	if (dm_noflush_suspending(target->ti))
+		dmdst_end_all(reqs, BLK_STS_DM_REQUEUE);
+	else
+		dmdst_node_submit_all(reqs);
+}
+
+/*
  * A noflush suspend of @target: what waits goes back to device-mapper, since
- * it could wait for long. So may what is on links, which end by that.
+ * it could wait for long. So may what is on links.
  */
 void dmdst_node_push_back(struct dmdst_node *node, struct dmdst_target *target,
 			  enum dmdst_push_back how)
 {
-	struct dmdst_link *link;
 	LIST_HEAD(waiting);
 
 	spin_lock(&node->lock);
 	dmdst_node_take_queue(node, target, &waiting);
-	list_for_each_entry(link, &node->links, list)
-		if (how != DMDST_BACK_WAITING && dmdst_link_carries(link, target) &&
-		    (dmdst_link_is_silent(link) || how == DMDST_BACK_ALL))
-			dmdst_link_cut(link, "no answer in time for a suspend");
 	spin_unlock(&node->lock);
 	dmdst_fence_take(node, target, &waiting);
+	if (how != DMDST_BACK_WAITING)
+		dmdst_node_detach(node, target, how == DMDST_BACK_CUT, &waiting);
 
-	dmdst_end_all(&waiting, BLK_STS_DM_REQUEUE);
+	dmdst_node_return_all(target, &waiting);
 	dmdst_flush_push_back(node, how == DMDST_BACK_WAITING ? NULL : target);
 }
 
@@ -713,9 +764,12 @@ void dmdst_node_fail_waiting(struct dmdst_node *node)
 	dmdst_flush_fail(node, BLK_STS_TRANSPORT);
 }
 
-/* Everything that waits or is under way fails now. */
+/* Everything that waits, is under way, or between the two, fails now. */
 void dmdst_node_fail_pending(struct dmdst_node *node)
 {
+	spin_lock(&node->lock);
+	WRITE_ONCE(node->fails, node->fails + 1);
+	spin_unlock(&node->lock);
 	dmdst_node_fail_links(node, true, "fail-pending");
 	dmdst_node_fail_waiting(node);
 }

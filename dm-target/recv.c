@@ -5,7 +5,7 @@
  * link->recv_work, one at a time a link. Never sends, and ends no bio while
  * a lock or the socket is held.
  *
- * Where it stands in the stream follows from two counters: rx.req with
+ * Where it stands in the stream follows from two counters: rx.slot with
  * rx.got (a payload with bytes missing), else rx.have bytes of a header.
  */
 #include <linux/sched/mm.h>
@@ -34,13 +34,30 @@ static void dmdst_rx_vec_add(struct dmdst_rx_vec *vec, struct page *page,
 	vec->bytes += len;
 }
 
+/* The rest of a payload whose request was detached: to a page nobody reads. */
+static bool dmdst_rx_vec_drop(struct dmdst_rx_vec *vec, u32 left)
+{
+	while (left && vec->nr < DMDST_RX_SEGMENTS) {
+		u32 len = min_t(u32, left, PAGE_SIZE);
+
+		dmdst_rx_vec_add(vec, dmdst_unread.bv_page, len, 0);
+		left -= len;
+	}
+	return !left;
+}
+
 /* The pages that still miss payload. True: all of them fitted. */
 static bool dmdst_rx_vec_payload(struct dmdst_rx *rx, struct dmdst_rx_vec *vec)
 {
-	struct bio_vec *bvec = rx->req->bvec;
-	struct bvec_iter iter = rx->req->iter;
+	struct dmdst_req *req = rx->slot->req;
+	struct bio_vec *bvec;
+	struct bvec_iter iter;
 
-	iter.bi_size = rx->req->len;
+	if (!req)
+		return dmdst_rx_vec_drop(vec, rx->slot->len - rx->got);
+	bvec = req->bvec;
+	iter = req->iter;
+	iter.bi_size = req->len;
 	bvec_iter_advance(bvec, &iter, rx->got);
 	while (iter.bi_size && vec->nr < DMDST_RX_SEGMENTS) {
 		struct bio_vec bv = mp_bvec_iter_bvec(bvec, iter);
@@ -60,7 +77,7 @@ static bool dmdst_rx_vec_payload(struct dmdst_rx *rx, struct dmdst_rx_vec *vec)
 static void dmdst_rx_vec_headers(struct dmdst_link *link, struct dmdst_rx_vec *vec)
 {
 	struct dmdst_rx *rx = &link->rx;
-	unsigned int reads = READ_ONCE(link->nr_reads) - !!rx->req;
+	unsigned int reads = READ_ONCE(link->nr_reads) - !!rx->slot;
 	unsigned int want = 1;
 
 	if (!reads)
@@ -80,24 +97,31 @@ static blk_status_t dmdst_rx_status(u32 error)
 	}
 }
 
-/* @req is answered. It ends now, or when its own last byte has been sent. */
-static void dmdst_rx_answer(struct dmdst_link *link, struct dmdst_req *req,
+/* @slot is answered. It ends now, or when its own last byte has been sent. */
+static void dmdst_rx_answer(struct dmdst_link *link, struct dmdst_slot *slot,
 			    blk_status_t status, struct list_head *done)
 {
+	struct dmdst_req *req = slot->req;
+	u16 nr = slot - link->slots;
+
 	lockdep_assert_held(&link->lock);
+	dmdst_fence_heard(link, nr);
+	if (!req) {
+		dmdst_fence_answered(link, nr, &link->rx.freed);
+		dmdst_link_free_slot(link, nr);
+		return;
+	}
 	req->status = status;
 	req->birth = link->birth;
-	dmdst_fence_heard(link, req->slot);
 	if (req->tx_end > link->tx.sent) {
 		req->answered = true;
 		link->tx.early++;
 		return;
 	}
-	dmdst_link_free_slot(link, req);
-	list_add_tail(&req->list, done);
+	list_add_tail(&dmdst_link_vacate(link, nr)->list, done);
 }
 
-static struct dmdst_req *dmdst_rx_find(struct dmdst_link *link, u64 cookie)
+static struct dmdst_slot *dmdst_rx_find(struct dmdst_link *link, u64 cookie)
 {
 	u16 slot = cookie;
 	struct dmdst_slot *s;
@@ -105,9 +129,11 @@ static struct dmdst_req *dmdst_rx_find(struct dmdst_link *link, u64 cookie)
 	if (slot >= DMDST_DEPTH || cookie >> 48 != (u16)link->generation)
 		return NULL;
 	s = &link->slots[slot];
-	if (!s->req || s->seq != (u32)(cookie >> 16) || s->req->answered || s->refused)
+	if (s->seq != (u32)(cookie >> 16) || s->refused)
 		return NULL;
-	return s->req;
+	if (s->req ? s->req->answered : !s->detached)
+		return NULL;
+	return s;
 }
 
 /* False: the stream can't be believed any more; the link is lost. */
@@ -115,7 +141,7 @@ static bool dmdst_rx_header(struct dmdst_link *link, const struct nbdw_reply *re
 			    struct list_head *done)
 {
 	u32 error = be32_to_cpu(reply->error);
-	struct dmdst_req *req;
+	struct dmdst_slot *slot;
 
 	if (reply->magic != cpu_to_be32(NBDW_REPLY_MAGIC)) {
 		dmdst_link_lose(link, EPROTO, "the server sent no NBD reply");
@@ -123,34 +149,34 @@ static bool dmdst_rx_header(struct dmdst_link *link, const struct nbdw_reply *re
 	}
 
 	spin_lock(&link->lock);
-	req = dmdst_rx_find(link, be64_to_cpu(reply->cookie));
-	if (req && req->cmd == NBDW_CMD_READ && !error) {
-		link->rx.req = req;
+	slot = dmdst_rx_find(link, be64_to_cpu(reply->cookie));
+	if (slot && slot->cmd == NBDW_CMD_READ && !error) {
+		link->rx.slot = slot;
 		link->rx.got = 0;
-	} else if (req && error == NBDW_ESHUTDOWN) {
+	} else if (slot && error == NBDW_ESHUTDOWN) {
 		/* No answer: who knows what was done. It stays in its slot. */
-		link->slots[req->slot].refused = true;
+		slot->refused = true;
 		link->rx.shutdown = true;
-	} else if (req) {
-		dmdst_rx_answer(link, req, dmdst_rx_status(error), done);
+	} else if (slot) {
+		dmdst_rx_answer(link, slot, dmdst_rx_status(error), done);
 	}
 	spin_unlock(&link->lock);
 
-	if (!req)
+	if (!slot)
 		dmdst_link_lose(link, EPROTO, "the server answered what was not asked");
-	return req;
+	return slot;
 }
 
 static void dmdst_rx_payload_end(struct dmdst_link *link, struct list_head *done)
 {
 	struct dmdst_rx *rx = &link->rx;
 
-	if (rx->got < rx->req->len)
+	if (rx->got < rx->slot->len)
 		return;
 	spin_lock(&link->lock);
-	dmdst_rx_answer(link, rx->req, BLK_STS_OK, done);
+	dmdst_rx_answer(link, rx->slot, BLK_STS_OK, done);
 	spin_unlock(&link->lock);
-	rx->req = NULL;
+	rx->slot = NULL;
 }
 
 /* Payload that was read behind a header, into our page. Returns its length. */
@@ -178,13 +204,13 @@ static bool dmdst_rx_parse(struct dmdst_link *link, struct list_head *done)
 	unsigned int at = 0;
 
 	for (;;) {
-		if (rx->req) {
+		if (rx->slot) {
 			at += dmdst_rx_copy(link, page + at, rx->have - at);
 			dmdst_rx_payload_end(link, done);
-			if (rx->req && at == rx->have)
+			if (rx->slot && at == rx->have)
 				break;
 			/* Many tiny segments: the copy ended before the page did. */
-			if (rx->req)
+			if (rx->slot)
 				continue;
 		}
 		if (rx->have - at < sizeof(struct nbdw_reply))
@@ -208,8 +234,8 @@ static bool dmdst_rx_account(struct dmdst_link *link, size_t bytes,
 
 	rx->received += bytes;
 	WRITE_ONCE(link->progress, jiffies);
-	if (rx->req) {
-		payload = min_t(size_t, bytes, rx->req->len - rx->got);
+	if (rx->slot) {
+		payload = min_t(size_t, bytes, rx->slot->len - rx->got);
 		rx->got += payload;
 		bytes -= payload;
 		dmdst_rx_payload_end(link, done);
@@ -225,7 +251,7 @@ static ssize_t dmdst_rx_receive(struct dmdst_link *link)
 	unsigned int noreclaim;
 	ssize_t ret;
 
-	if (!link->rx.req || dmdst_rx_vec_payload(&link->rx, &vec))
+	if (!link->rx.slot || dmdst_rx_vec_payload(&link->rx, &vec))
 		dmdst_rx_vec_headers(link, &vec);
 	iov_iter_bvec(&msg.msg_iter, ITER_DEST, vec.bv, vec.nr, vec.bytes);
 	/* Not around the bios' ends: who owns them has no claim to the reserves. */
@@ -235,10 +261,8 @@ static ssize_t dmdst_rx_receive(struct dmdst_link *link)
 	return ret;
 }
 
-/* One receive. True: there may be more to read. Caller: the only reader. */
-bool dmdst_recv_some(struct dmdst_link *link)
+static bool dmdst_rx_step(struct dmdst_link *link, struct list_head *done)
 {
-	LIST_HEAD(done);
 	bool more = false;
 	ssize_t ret;
 
@@ -248,16 +272,33 @@ bool dmdst_recv_some(struct dmdst_link *link)
 
 	ret = dmdst_rx_receive(link);
 	if (ret > 0) {
-		more = dmdst_rx_account(link, ret, &done);
+		more = dmdst_rx_account(link, ret, done);
 	} else if (ret == 0) {
 		link->rx.eof = true;
 		dmdst_link_lose(link, ESHUTDOWN, "the server closed the connection");
 	} else if (ret != -EAGAIN) {
 		dmdst_link_lose(link, -ret, "receive failed");
 	}
+	return more;
+}
+
+/* One receive. True: there may be more to read. */
+bool dmdst_recv_some(struct dmdst_link *link)
+{
+	struct dmdst_rx *rx = &link->rx;
+	bool more, shutdown;
+	LIST_HEAD(done);
+	LIST_HEAD(freed);
+
+	mutex_lock(&rx->mutex);
+	more = dmdst_rx_step(link, &done);
+	list_splice_init(&rx->freed, &freed);
+	shutdown = rx->shutdown;
+	mutex_unlock(&rx->mutex);
 
 	dmdst_link_answered(link, &done);
-	if (link->rx.shutdown)
+	dmdst_node_submit_all(&freed);
+	if (shutdown)
 		dmdst_node_retire_link(link, "the server is shutting down");
 	return more;
 }

@@ -60,6 +60,7 @@ void dmdst_req_init(struct dmdst_req *req, struct dmdst_node *node, u16 cmd)
 	req->node = node;
 	req->cmd = cmd;
 	req->state = DMDST_REQ_HELD;
+	req->fails = READ_ONCE(node->fails);
 }
 
 bool dmdst_req_has_payload(const struct dmdst_req *req)
@@ -121,6 +122,15 @@ bool dmdst_req_is_write(const struct dmdst_req *req)
 {
 	return req->cmd == NBDW_CMD_WRITE || req->cmd == NBDW_CMD_TRIM ||
 	       req->cmd == NBDW_CMD_WRITE_ZEROES;
+}
+
+/*
+ * Has there been a fail-pending since its bio came? Asked under the lock of
+ * what would take it: a request that fail-pending found nowhere was on its way.
+ */
+bool dmdst_req_is_failed(const struct dmdst_req *req)
+{
+	return req->bio && req->fails != READ_ONCE(req->node->fails);
 }
 
 /* req->status is the server's answer, or why there is none. HELD, no locks. */

@@ -6,6 +6,7 @@
  * starts it again. Never waits for anything the receiving half needs.
  */
 #include <linux/sched/mm.h>
+#include <linux/tcp.h>
 #include <net/sock.h>
 #include "compat/compat.h"
 #include "dm-dst.h"
@@ -98,6 +99,8 @@ static void dmdst_tx_give_slot(struct dmdst_link *link, struct dmdst_req *req)
 	req->answered = false;
 	req->spliced = false;
 	link->slots[slot].req = req;
+	link->slots[slot].cmd = req->cmd;
+	link->slots[slot].len = req->len;
 	link->slots[slot].seq++;
 	link->slots[slot].loss = READ_ONCE(req->node->fences->losses);
 	link->slots[slot].since = jiffies;
@@ -202,26 +205,22 @@ static void dmdst_tx_collect_early(struct dmdst_link *link, struct list_head *do
 		if (!req || !req->answered || req->tx_end > link->tx.sent)
 			continue;
 		link->tx.early--;
-		dmdst_link_free_slot(link, req);
-		list_add_tail(&req->list, done);
+		list_add_tail(&dmdst_link_vacate(link, i)->list, done);
 	}
 }
 
-static void dmdst_tx_progress(struct dmdst_link *link, size_t bytes)
+static void dmdst_tx_progress(struct dmdst_link *link, size_t bytes,
+			      struct list_head *done)
 {
-	LIST_HEAD(done);
-
 	WRITE_ONCE(link->tx.skip, link->tx.skip + bytes);
 	spin_lock(&link->lock);
 	link->tx.sent += bytes;
-	dmdst_tx_collect_early(link, &done);
+	dmdst_tx_collect_early(link, done);
 	spin_unlock(&link->lock);
-
-	dmdst_link_answered(link, &done);
 }
 
 /* One send. Bytes taken, or a negative errno. */
-static ssize_t dmdst_tx_push(struct dmdst_link *link)
+static ssize_t dmdst_tx_push(struct dmdst_link *link, struct list_head *done)
 {
 	struct dmdst_tx *tx = &link->tx;
 	unsigned int flags = MSG_DONTWAIT | MSG_NOSIGNAL | (tx->more ? MSG_MORE : 0);
@@ -236,7 +235,9 @@ static ssize_t dmdst_tx_push(struct dmdst_link *link)
 		WRITE_ONCE(link->progress, jiffies);
 	tx->full = ret == -EAGAIN;
 	if (ret > 0)
-		dmdst_tx_progress(link, ret);
+		tx->corked = tx->more;
+	if (ret > 0)
+		dmdst_tx_progress(link, ret, done);
 	return ret ? ret : -EIO;
 }
 
@@ -253,14 +254,40 @@ static void dmdst_tx_blocked(struct dmdst_link *link, ssize_t err)
 	dmdst_link_send_later(link, DMDST_NOMEM_DELAY);
 }
 
-static void dmdst_send_batches(struct dmdst_link *link)
+/*
+ * What was to follow has to wait, or has been taken back. The socket would keep
+ * the last segment for some 200 ms.
+ */
+static void dmdst_tx_uncork(struct dmdst_link *link)
+{
+	if (link->tx.corked && sk_is_tcp(link->sock->sk))
+		tcp_sock_set_nodelay(link->sock->sk);
+	link->tx.corked = false;
+}
+
+/* What is left of the batch, or a new one. 0: there is nothing to send. */
+static ssize_t dmdst_send_some(struct dmdst_link *link)
 {
 	struct dmdst_tx *tx = &link->tx;
-	ssize_t budget = DMDST_SEND_BUDGET;
+	LIST_HEAD(done);
+	ssize_t ret = 0;
 
-	while (tx->skip < tx->bytes || dmdst_tx_gather(link)) {
-		ssize_t ret = dmdst_tx_push(link);
+	mutex_lock(&tx->mutex);
+	if (tx->skip < tx->bytes || dmdst_tx_gather(link))
+		ret = dmdst_tx_push(link, &done);
+	else
+		dmdst_tx_uncork(link);
+	mutex_unlock(&tx->mutex);
 
+	dmdst_link_answered(link, &done);
+	return ret;
+}
+
+static void dmdst_send_batches(struct dmdst_link *link)
+{
+	ssize_t ret, budget = DMDST_SEND_BUDGET;
+
+	while ((ret = dmdst_send_some(link))) {
 		if (ret == -EAGAIN || ret == -ENOBUFS || ret == -ENOMEM) {
 			dmdst_tx_blocked(link, ret);
 			return;

@@ -234,10 +234,15 @@ static int dmdst_map(struct dm_target *ti, struct bio *bio)
 
 /* ---- suspend and resume ---- */
 
-/* How often a noflush suspend looks for links on which nothing comes in. */
-#define DMDST_SUSPEND_LOOK	(HZ / 4)
-/* After so long it doesn't wait for those on which something does, either. */
-#define DMDST_SUSPEND_LIMIT	(5 * HZ)
+/*
+ * A noflush suspend looks every so often at what it waits for. Looks are
+ * counted, not time: links shall not be cut because this machine stood still.
+ */
+#define DMDST_SUSPEND_LOOK	(HZ / 10)
+/* At this look, and from there on, what is on links is detached from them. */
+#define DMDST_SUSPEND_DETACH	5
+/* And from this one on links that need a bio's pages still are cut. */
+#define DMDST_SUSPEND_CUT	8
 
 static void dmdst_push_back(struct dmdst_target *t, enum dmdst_push_back how)
 {
@@ -247,7 +252,6 @@ static void dmdst_push_back(struct dmdst_target *t, enum dmdst_push_back how)
 		dmdst_node_push_back(t->uses[i]->node, t, how);
 }
 
-/* A suspend that waited for servers that don't answer could wait for ever. */
 static void dmdst_suspend_work(struct work_struct *work)
 {
 	struct dmdst_target *t = container_of(to_delayed_work(work),
@@ -255,15 +259,20 @@ static void dmdst_suspend_work(struct work_struct *work)
 
 	if (!dm_noflush_suspending(t->ti))
 		return;
-	dmdst_push_back(t, time_after(jiffies, t->suspend_since + DMDST_SUSPEND_LIMIT) ?
-			   DMDST_BACK_ALL : DMDST_BACK_SILENT);
+	t->suspend_looks++;
+	if (t->suspend_looks < DMDST_SUSPEND_DETACH)
+		dmdst_push_back(t, DMDST_BACK_WAITING);
+	else if (t->suspend_looks < DMDST_SUSPEND_CUT)
+		dmdst_push_back(t, DMDST_BACK_DETACH);
+	else
+		dmdst_push_back(t, DMDST_BACK_CUT);
 	queue_delayed_work(dmdst_down_wq, &t->suspend_work, DMDST_SUSPEND_LOOK);
 }
 
 /*
  * A noflush suspend takes back what waits; what finds no link later asks
- * dm_noflush_suspending() itself. For what is on one dm core waits, while the
- * server goes on answering: to cut a link that works costs more than to wait.
+ * dm_noflush_suspending() itself. What is on one has half a second to be
+ * answered: what goes back, the server does for nothing.
  */
 static void dmdst_presuspend(struct dm_target *ti)
 {
@@ -271,7 +280,7 @@ static void dmdst_presuspend(struct dm_target *ti)
 
 	if (!dm_noflush_suspending(ti))
 		return;
-	t->suspend_since = jiffies;
+	t->suspend_looks = 0;
 	dmdst_push_back(t, DMDST_BACK_WAITING);
 	queue_delayed_work(dmdst_down_wq, &t->suspend_work, DMDST_SUSPEND_LOOK);
 }

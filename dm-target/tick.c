@@ -9,19 +9,19 @@
 #include <linux/sched/mm.h>
 #include "dm-dst.h"
 
-/* Where the answers to probes go; nobody reads it. */
-static struct bio_vec dmdst_probe_bvec;
+/* Where answers go that nobody reads: to probes, and to what was detached. */
+struct bio_vec dmdst_unread;
 
 int dmdst_tick_module_init(void)
 {
-	dmdst_probe_bvec.bv_page = alloc_page(GFP_KERNEL);
-	dmdst_probe_bvec.bv_len = PAGE_SIZE;
-	return dmdst_probe_bvec.bv_page ? 0 : -ENOMEM;
+	dmdst_unread.bv_page = alloc_page(GFP_KERNEL);
+	dmdst_unread.bv_len = PAGE_SIZE;
+	return dmdst_unread.bv_page ? 0 : -ENOMEM;
 }
 
 void dmdst_tick_module_exit(void)
 {
-	__free_page(dmdst_probe_bvec.bv_page);
+	__free_page(dmdst_unread.bv_page);
 }
 
 /* A queued tick holds a reference; nodes that are dead have none. */
@@ -105,7 +105,7 @@ static void dmdst_tick_probe(struct dmdst_node *node)
 	if (!READ_ONCE(node->nr_live) || READ_ONCE(probe->state) != DMDST_REQ_DONE)
 		return;
 	dmdst_req_init(probe, node, NBDW_CMD_READ);
-	probe->bvec = &dmdst_probe_bvec;
+	probe->bvec = &dmdst_unread;
 	probe->left = max_t(u32, node->export.min_block, SECTOR_SIZE);
 	probe->iter.bi_size = probe->left;
 	dmdst_node_submit(probe);

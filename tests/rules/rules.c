@@ -135,7 +135,7 @@ static void lose_link(struct dmdst_guards *g, struct model *m)
 {
 	unsigned int link = m->nr_lost++, old = dmdst_guards_lost(g, link % 32, link);
 
-	if (g->old[old].merged || !~g->old_used)
+	if (g->old[old].merged || !(~g->old_used & ~DMDST_DETACHED))
 		m->exact = false;
 	for (int n = rnd(4); n >= 0; n--) {
 		u64 start = rnd(M_SECTORS), end = start + 1 + rnd(6);
@@ -255,6 +255,12 @@ static void guards_round(unsigned int room, unsigned int steps)
 #define S_WRITES	5
 #define S_LINKS		3
 #define S_COPIES	4096
+#define S_KEPT		4
+
+/* What a round does without, to see that it is missed. */
+#define NO_GUARDS	BIT(0)
+#define NO_CONTEST	BIT(1)
+#define NO_DETACHED	BIT(2)
 
 struct copy {			/* of a write, on one link */
 	int	write;		/* its value; 0: unused */
@@ -274,8 +280,15 @@ struct write {
 	u16	number;
 };
 
+struct kept {			/* a copy whose write was pushed back */
+	bool	used;
+	int	copy;
+	u16	number;
+};
+
 struct sim {
 	struct dmdst_guards g;
+	struct kept	k[S_KEPT];
 	struct write	w[S_WRITES];
 	struct copy	c[S_COPIES];
 	unsigned int	nr_copies;
@@ -285,7 +298,7 @@ struct sim {
 	bool		fenced[S_COPIES];
 	int		serial;
 	int		value;
-	bool		no_guards, no_contest;
+	unsigned int	off;
 	const char	*stale;
 };
 
@@ -317,7 +330,7 @@ static void sim_write(struct sim *s)
 	for (int i = 0; i < S_WRITES && !w; i++)
 		if (!s->w[i].used)
 			w = &s->w[i];
-	if (!w || (!s->no_guards && dmdst_guards_bar_write(&s->g, start, end)))
+	if (!w || (!(s->off & NO_GUARDS) && dmdst_guards_bar_write(&s->g, start, end)))
 		return;
 	*w = (struct write) {
 		.used = true, .value = ++s->value, .start = start, .end = end, .alone = true,
@@ -370,6 +383,58 @@ static void sim_answer(struct sim *s)
 	sim_close(s, w);
 }
 
+static void sim_contest(struct sim *s)
+{
+	for (int i = 0; !(s->off & NO_CONTEST) && i < S_WRITES; i++)
+		if (s->w[i].used && !s->w[i].failed && s->w[i].copy >= 0)
+			dmdst_guards_contest(&s->g, s->w[i].start, s->w[i].end, &s->w[i].number);
+}
+
+/* A write is pushed back: from here on it is a new one, and its link keeps a copy. */
+static void sim_detach(struct sim *s)
+{
+	struct write *w = &s->w[rnd(S_WRITES)];
+	struct kept *k = &s->k[rnd(S_KEPT)];
+
+	if (k->used || !w->used || w->failed || w->copy < 0 ||
+	    !sim_live(s, s->c[w->copy].link))
+		return;
+	if (s->off & NO_DETACHED)
+		dmdst_guards_disown(&s->g, &w->number);
+	else if (!dmdst_guards_detach(&s->g, w->start, w->end, &w->number, &k->number))
+		return;
+	k->used = !(s->off & NO_DETACHED);
+	k->copy = w->copy;
+	w->copy = -1;
+	sim_contest(s);
+}
+
+static void sim_answer_kept(struct sim *s)
+{
+	struct kept *k = &s->k[rnd(S_KEPT)];
+	u64 start, end;
+
+	if (!k->used || !s->c[k->copy].applied || !sim_live(s, s->c[k->copy].link))
+		return;
+	dmdst_guards_answered(&s->g, &k->number, &start, &end);
+	CHECK(start <= s->c[k->copy].start && end >= s->c[k->copy].end,
+	      "not all who waited are asked again");
+	k->used = false;
+}
+
+/* With all answered and fenced nothing is left. */
+static void sim_end(struct sim *s)
+{
+	u64 start, end;
+
+	for (int i = 0; i < S_KEPT; i++)
+		if (s->k[i].used)
+			dmdst_guards_answered(&s->g, &s->k[i].number, &start, &end);
+	dmdst_guards_fence(&s->g, s->g.old_used);
+	CHECK(!dmdst_guards_active(&s->g), "a guard stayed for ever");
+	free(s->g.all);
+}
+
 static void sim_lose(struct sim *s)
 {
 	int *link = &s->link[rnd(S_LINKS)], lost = *link, old = -1;
@@ -386,9 +451,19 @@ static void sim_lose(struct sim *s)
 		w->copy = -1;
 		w->failed = rnd(6) == 0;
 	}
-	for (int i = 0; old >= 0 && !s->no_contest && i < S_WRITES; i++)
-		if (s->w[i].used && !s->w[i].failed && s->w[i].copy >= 0)
-			dmdst_guards_contest(&s->g, s->w[i].start, s->w[i].end, &s->w[i].number);
+	for (int i = 0; i < S_KEPT; i++) {
+		struct kept *k = &s->k[i];
+
+		if (!k->used || s->c[k->copy].link != lost)
+			continue;
+		if (old < 0)
+			old = dmdst_guards_lost(&s->g, 0, lost);
+		dmdst_guards_add(&s->g, old, 0, 0, &k->number);
+		dmdst_guards_disown(&s->g, &k->number);
+		k->used = false;
+	}
+	if (old >= 0)
+		sim_contest(s);
 }
 
 static void sim_replay(struct sim *s)
@@ -403,7 +478,7 @@ static void sim_replay(struct sim *s)
 			sim_close(s, w);
 		return;
 	}
-	if (s->no_guards || dmdst_guards_ambiguous(&s->g, w->number) ||
+	if (s->off & NO_GUARDS || dmdst_guards_ambiguous(&s->g, w->number) ||
 	    !dmdst_guards_bar_write(&s->g, w->start, w->end)) {
 		if (!dmdst_guards_ambiguous(&s->g, w->number))
 			dmdst_guards_disown(&s->g, &w->number);
@@ -426,7 +501,7 @@ static void sim_read(struct sim *s)
 {
 	unsigned int sector = rnd(S_SECTORS);
 
-	if (!s->no_guards && dmdst_guards_bar_read(&s->g, sector, sector + 1))
+	if (!(s->off & NO_GUARDS) && dmdst_guards_bar_read(&s->g, sector, sector + 1))
 		return;
 	if (sim_open(s, sector, NULL))
 		return;
@@ -435,18 +510,17 @@ static void sim_read(struct sim *s)
 	s->known[sector] = s->disk[sector];
 }
 
-static const char *sim_round(bool no_guards, bool no_contest, unsigned int room)
+static const char *sim_round(unsigned int off, unsigned int room)
 {
 	static struct sim s;
 
 	memset(&s, 0, sizeof(s));
 	guards_init(&s.g, room);
-	s.no_guards = no_guards;
-	s.no_contest = no_contest;
+	s.off = off;
 	for (int i = 0; i < S_LINKS; i++)
 		s.link[i] = ++s.serial;
 	for (int n = 0; n < 3000 && !s.stale; n++) {
-		u32 what = rnd(24);
+		u32 what = rnd(27);
 
 		if (what < 4)
 			sim_write(&s);
@@ -460,18 +534,22 @@ static const char *sim_round(bool no_guards, bool no_contest, unsigned int room)
 			sim_replay(&s);
 		else if (what < 19)
 			sim_fence(&s);
+		else if (what < 20)
+			sim_detach(&s);
+		else if (what < 22)
+			sim_answer_kept(&s);
 		else
 			sim_read(&s);
 	}
-	free(s.g.all);
+	sim_end(&s);
 	return s.stale;
 }
 
 static void stale_round(void)
 {
 	for (int n = 0; n < 10; n++) {
-		CHECK(!sim_round(false, false, 64), "an acknowledged write was undone");
-		CHECK(!sim_round(false, false, 2), "undone where guards ran out");
+		CHECK(!sim_round(0, 64), "an acknowledged write was undone");
+		CHECK(!sim_round(0, 2), "undone where guards ran out");
 	}
 }
 
@@ -610,10 +688,10 @@ static void moves_round(void)
 
 /* ---- the checker itself: it must see what guards prevent ---- */
 
-static bool found_without(bool no_guards, bool no_contest, unsigned int rounds)
+static bool found_without(unsigned int what, unsigned int rounds)
 {
 	for (unsigned int n = 0; n < rounds; n++)
-		if (sim_round(no_guards, no_contest, 64))
+		if (sim_round(what, 64))
 			return true;
 	return false;
 }
@@ -625,8 +703,9 @@ static void checker_round(void)
 	if (done)
 		return;
 	done = true;
-	CHECK(found_without(true, false, 2000), "the checker sees no stale write without guards");
-	CHECK(found_without(false, true, 10000), "the checker sees none without contests");
+	CHECK(found_without(NO_GUARDS, 2000), "the checker sees no stale write without guards");
+	CHECK(found_without(NO_CONTEST, 10000), "the checker sees none without contests");
+	CHECK(found_without(NO_DETACHED, 2000), "the checker sees none where nothing detached is guarded");
 }
 
 static void guards_rounds(void)

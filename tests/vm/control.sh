@@ -32,6 +32,14 @@ refused() {
 # node_says NODE JQ VALUE: whether the kernel says that of the node.
 node_says() { [[ $(dst-nlpoke get "node=$1" | jq -r "$2") == "$3" ]]; }
 
+# let_udev_scan DEVICE: udev has read it, as it does once all its nodes have been live. That it has settled alone can
+# mean that it hasn't heard of it yet; later its read would be one more in flight.
+let_udev_scan() {
+    wait_until 30 "udev to have scanned $1" scanned "/dev/mapper/$1"
+    assert_ok udevadm settle --timeout=30
+}
+scanned() { udevadm info "$1" | grep -q '^E: DST_WAS_READY=1'; }
+
 # start_verify JOBS: fio verifies device dev by these jobs, pass after pass, until stop_verify; sets VERIFY.
 start_verify() {
     printf '%s\n' '[global]' filename=/dev/mapper/dev rw=randwrite verify=crc32c loops=2 group_reporting allow_file_create=0 "$1" >"$T/jobs"

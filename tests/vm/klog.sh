@@ -5,7 +5,7 @@
 # What no test may cause, whoever's fault it is.
 SPLATS='BUG:|WARNING:|Oops|general protection|kernel panic|KASAN|KCSAN|KFENCE|UBSAN|kmemleak|lockdep'
 SPLATS+='|possible recursive locking|possible circular locking|suspicious RCU|inconsistent lock state'
-SPLATS+='|blocked for more than|soft lockup|hard LOCKUP|rcu.*(stall|detected)|scheduling while atomic'
+SPLATS+='|blocked for more than|soft lockup|hard LOCKUP|rcu: (INFO|.* starved)|scheduling while atomic'
 SPLATS+='|sleeping function called|refcount_t|list_(add|del) corruption|[Ll]eak|Bad page state|bad page map'
 SPLATS+='|waiting for .* to become free|page allocation failure|double free|Objects remaining'
 SPLATS+='|Unable to handle|stack-protector|use-after-free|out-of-bounds|still allocated|hung_task'

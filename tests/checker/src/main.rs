@@ -44,6 +44,9 @@ struct Args {
     /// Spread them over the device in so many pieces
     #[arg(long, default_value_t = 1)]
     regions: u64,
+    /// Leave everything behind so many sectors alone
+    #[arg(long, default_value_t = u64::MAX)]
+    within: u64,
     #[arg(long, default_value_t = 16)]
     threads: usize,
     /// Unit of all offsets and lengths, in sectors
@@ -103,7 +106,7 @@ fn run(args: &Args) -> Result<ExitCode> {
     let path = args.device.as_ref().context("which device?")?;
     let device = Device::open(path).with_context(|| format!("opening {}", path.display()))?;
     let size = device.size().context("asking the device's size")? / SECTOR as u64;
-    let layout = layout(args, size)?;
+    let layout = layout(args, size.min(args.within))?;
     let seed = args.seed.unwrap_or_else(load::now);
     let load = Load::new(plan(args, seed), layout, &device);
     let started = load::now();

@@ -193,13 +193,14 @@ fn payload_image(tree: &Tree, work: &Path, mode: &Mode, debug: bool) -> Result<P
     copy_binaries(&tree.bin_dir(debug), &stage.join("bin"))?;
     let env = match mode {
         Mode::Tests { filter, which } => format!(
-            "MODE=tests\nFILTER='{}'\nONLY='{}'\n",
+            "MODE=tests\nFILTER='{}'\nONLY='{}'\nexport ROUNDS={}\n",
             filter.join("\n").replace('\'', ""),
             match which {
                 Which::Quick => "-",
                 Which::Faults => "- faults",
                 Which::Small => "small",
-            }
+            },
+            rounds()
         ),
         Mode::Demo => "MODE=demo\n".to_owned(),
         Mode::Shell => "MODE=shell\n".to_owned(),
@@ -208,6 +209,12 @@ fn payload_image(tree: &Tree, work: &Path, mode: &Mode, debug: bool) -> Result<P
     mke2fs(&image, "dst-payload", Some(&stage), "512M")?;
     fs::remove_dir_all(&stage).with_context(|| format!("removing {}", stage.display()))?;
     Ok(image)
+}
+
+/// How often the fault tests do what they do, in multiples.
+fn rounds() -> u32 {
+    let asked = std::env::var("ROUNDS").ok();
+    asked.and_then(|text| text.parse().ok()).unwrap_or(1)
 }
 
 fn copy_tree(from: &Path, to: &Path) -> Result<()> {

@@ -1,10 +1,12 @@
 //! dst-nlpoke COMMAND [WORD...]: one request to dm-dst.ko, as wrong as the words make it.
-//! COMMAND: get, dump, set, links, drop, fail (the words are attributes, see `request`), listen, or
-//! refusals NODE (see `script`).
+//! COMMAND: get, dump, set, links, drop, fail, fenced (the words are attributes, see `request`), listen, refusals NODE
+//! (see `script`), flap NODE SIZE FIRST COUNT (see `flap`), or keep NODE URI SIZE LINKS FILE (see `keep`).
 //! Prints each answered node as a line of JSON, or "refused: ERRNO: text" with status 1. After a
 //! refusal it talks through its own sockets: one that no longer works is status 2.
 //! Used by the guest tests; what it must find is theirs to say.
 
+mod flap;
+mod keep;
 mod request;
 mod script;
 mod sockets;
@@ -39,6 +41,14 @@ fn run() -> Result<ExitCode> {
     }
     if command == "refusals" {
         script::refusals(words.first().context("of which node?")?)?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    if command == "keep" {
+        keep::keep(&words)?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    if command == "flap" {
+        flap::flap(&words)?;
         return Ok(ExitCode::SUCCESS);
     }
     let again = words.first().is_some_and(|word| word == "again");

@@ -17,6 +17,8 @@ use nix::sys::socket::{AddressFamily, SockFlag, SockType, setsockopt, socket, so
 /// No process of a test has as many descriptors open.
 const CLOSED: i32 = 999;
 const LIMIT: Duration = Duration::from_secs(5);
+/// The kernel may have something else to do first.
+const PEER_LIMIT: Duration = Duration::from_secs(60);
 
 #[derive(Debug, Default)]
 pub struct Sockets {
@@ -46,6 +48,7 @@ impl Sockets {
             "unix" => {
                 let pair = UnixStream::pair()?;
                 pair.0.set_read_timeout(Some(LIMIT))?;
+                pair.1.set_read_timeout(Some(PEER_LIMIT))?;
                 let fd = pair.0.as_raw_fd();
                 self.unix.push(pair);
                 fd
@@ -88,7 +91,9 @@ impl Sockets {
 
     fn nbd(&mut self, uri: &str) -> Result<i32> {
         let uri = uri.parse()?;
-        let runtime = tokio::runtime::Runtime::new()?;
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()?;
         let attach = Attach {
             session: Session::default(),
             slot: Slot(0),
@@ -98,6 +103,11 @@ impl Sockets {
         };
         let connection = runtime.block_on(dstd::nbd::connect(&uri, &attach, LIMIT))?;
         Ok(self.keep(connection.socket))
+    }
+
+    /// The other end of the last Unix pair.
+    pub fn peer(&self) -> Option<&UnixStream> {
+        self.unix.last().map(|pair| &pair.1)
     }
 
     /// Bytes go through every connected pair, both ways.

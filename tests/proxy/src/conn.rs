@@ -18,7 +18,7 @@ use crate::sock::Sock;
 #[derive(Debug)]
 pub enum Deed {
     Act(Vec<Action>),
-    Heal,
+    Heal(Vec<Direction>),
     Release(u64),
 }
 
@@ -189,9 +189,10 @@ impl Conn {
                 actions.into_iter().for_each(|action| self.act(action));
                 Ok(())
             }
-            Deed::Heal => {
-                self.up.stalled = false;
-                self.down.stalled = false;
+            Deed::Heal(directions) => {
+                for direction in directions {
+                    self.pump(direction).stalled = false;
+                }
                 Ok(())
             }
             Deed::Release(rule) => self.release(rule),

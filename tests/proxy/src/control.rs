@@ -1,6 +1,6 @@
 //! The control socket: a line is a command, and is answered by one line, `ok …` or `error: …`, when it is done.
 //!
-//!   list | arm RULE (see rules) | disarm ID|all | on N|all ACTION… | heal N|all | release ID
+//!   list | arm RULE (see rules) | disarm ID|all | on N|all ACTION… | heal N|all [up|down] | release ID
 //!   wait ID fired|released|answered [SECONDS] | accept yes|no|stall | quit
 //!
 //! Called by main. Never touches a connection's sockets.
@@ -14,7 +14,7 @@ use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{UnixListener, UnixStream};
 
 use crate::conn::Deed;
-use crate::rules::{Rule, Words, parse_actions};
+use crate::rules::{Rule, Words, directions, parse_actions};
 use crate::shared::{Accept, Shared, Stage};
 
 const PATIENCE: u64 = 30;
@@ -72,7 +72,10 @@ async fn obey(shared: &Shared, line: &str) -> Result<String> {
         }
         "heal" => {
             let conn = one_or_all(&mut words)?;
-            Ok(shared.order(conn, || Deed::Heal).await?.to_string())
+            let directions = directions(&mut words);
+            words.end()?;
+            let heal = || Deed::Heal(directions.clone());
+            Ok(shared.order(conn, heal).await?.to_string())
         }
         "release" => {
             let id = words.number("ID")?;

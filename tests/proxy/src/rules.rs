@@ -234,7 +234,8 @@ fn cut(how: Cut, words: &mut Words, actions: &mut Vec<Action>) {
     actions.extend(sides.into_iter().map(|side| Action::Cut(how, side)));
 }
 
-fn directions(words: &mut Words) -> Vec<Direction> {
+/// Both, if none is named.
+pub fn directions(words: &mut Words) -> Vec<Direction> {
     let both = vec![Direction::Up, Direction::Down];
     let named = words.maybe(|word| match word {
         "up" => Some(vec![Direction::Up]),

@@ -26,7 +26,7 @@ start_daemon() {
     dstd run "$T/t.yaml" >>"$T/dstd.log" 2>&1 9>&- &
     DAEMON=$!
     wait_until 30 "the daemon to be ready" grep -q "ready: " "$T/dstd.log"
-    assert_ok udevadm settle --timeout=30
+    let_udev_scan dev
 }
 
 is_live() { node_says "$1" '"\(.state) \(.live)"' "live $2"; }
@@ -150,7 +150,7 @@ test_systemd_notify_and_sigterm() {
     assert_ok is_live alpha 4
     assert_ok is_live beta 1
     assert_eq "$(systemctl show -P StatusText dstd-test)" "1 devices, 2 nodes" "what it told systemd"
-    assert_ok udevadm settle --timeout=30
+    let_udev_scan dev
     before=$(snapshot)
     assert_ok timeout 20 systemctl stop dstd-test
     assert_contains "$(journalctl --no-pager -o cat -u dstd-test)" "Deactivated successfully" "how it ended"
@@ -201,7 +201,7 @@ test_plan_statuses_and_second_apply() {
     assert_contains "$OUT" "+ connect node alpha, slot 0 1 2 3" "the plan"
     assert_ok dstd apply "$T/t.yaml"
     assert_contains "$OUT" "Done:"
-    assert_ok udevadm settle --timeout=30
+    let_udev_scan dev
     refused 0 "" dstd plan "$T/t.yaml"
     refused 0 "Nothing to do." dstd apply "$T/t.yaml"
     sed -i 's/length: 4MiB/length: 3MiB/' "$T/t.yaml"

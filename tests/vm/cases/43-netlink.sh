@@ -169,7 +169,7 @@ make_live_node() {
     assert_ok dmsetup create dev --table "0 32768 dst 1 alpha 0 32768"
     set_links 1 2
     # what udev's scanners read is not what the tests count
-    assert_ok udevadm settle --timeout=30
+    let_udev_scan dev
 }
 
 # set_links GENERATION GENERATION: fresh links in slots 0 and 1.

@@ -6,33 +6,11 @@
 source "$(dirname "${BASH_SOURCE[0]}")/../control.sh"
 # shellcheck source=tests/vm/devices.sh
 source "$(dirname "${BASH_SOURCE[0]}")/../devices.sh"
+# shellcheck source=tests/vm/proxy.sh
+source "$(dirname "${BASH_SOURCE[0]}")/../proxy.sh"
 
 NEVER=4294967295
 SIZE=16777216
-PROXY_PORT=10810
-
-# beside NAME READY COMMAND...: in the node's namespace, its output in $T/NAME.beside, until cleanup ends the nodes;
-# returns when a line of that begins with READY.
-beside() {
-    local name=$1 ready=$2
-    shift 2
-    (
-        trap - ERR
-        to_node_group
-        exec setsid --fork nsenter --net="/run/netns/n-$name" -- "$@" >"$T/$name.beside" 2>&1 </dev/null 9>&-
-    )
-    wait_until 30 "'$ready' from ${1}" grep -q "^$ready" "$T/$name.beside"
-}
-
-# start_proxy NAME: before the node's server. order NAME WORD...: prints what it answers.
-start_proxy() {
-    beside "$1" listening dst-proxy serve --listen "[::]:$PROXY_PORT" --to "127.0.0.1:$NODE_PORT" --control "$T/$1.ctl"
-}
-order() {
-    local name=$1
-    shift
-    dst-proxy ctl "$T/$name.ctl" "$@" || fail "the proxy said no to '$*'"
-}
 
 # The node alpha with two links to PORT, and device dev.
 make_device() {
@@ -40,7 +18,7 @@ make_device() {
     defer "dst-nlpoke set node=alpha policy=2; dst-nlpoke fail node=alpha; dst-nlpoke fenced node=alpha force; dmsetup remove --retry dev"
     assert_ok dmsetup create dev --table "0 $((SIZE / 512)) dst 1 alpha 0 $((SIZE / 512))"
     connect 0 1
-    assert_ok udevadm settle --timeout=30
+    let_udev_scan dev
 }
 
 # connect SLOT...: new links there.
