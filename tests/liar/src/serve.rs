@@ -167,7 +167,13 @@ impl Link<'_> {
                     self.input.send(&out)?;
                     return self.last_words(lie, &request, rest.as_slice()).map(Some);
                 }
-                Some(Some(lie)) => self.lie(lie, &request, &mut out)?,
+                Some(Some(lie)) => {
+                    self.lie(lie, &request, &mut out)?;
+                    // What is withheld isn't answered yet.
+                    if lie == Lie::Late {
+                        continue;
+                    }
+                }
                 _ => {
                     self.store.told(reversed.then_some(Lie::Order));
                     let bytes = self.right(&request);

@@ -384,6 +384,34 @@ fn answers_come_in_the_worst_order() {
     assert!(bench.store.report()["kinds"]["order"].as_u64() >= Some(4));
 }
 
+/// FREED answers what was answered before: not what another reply, still withheld, is going to answer. A client would have to
+/// believe that.
+#[test]
+fn what_is_withheld_was_not_answered_before() {
+    const READS: u64 = 16;
+    for seed in 0..100 {
+        let bench = Bench::new(manner_of(seed, 80, 100, &[Lie::Late, Lie::Freed]));
+        for sector in 0..READS {
+            bench.store.data()[sector as usize * 512..][..512].fill(1 + sector as u8);
+        }
+        let mut peer = bench.peer();
+        let read = |cookie| Request::new(proto::READ, cookie * 512, 512).cookie(cookie);
+        (0..READS).for_each(|cookie| peer.expect(&read(cookie)));
+        let bytes: Vec<u8> = (0..READS)
+            .flat_map(|cookie| read(cookie).encode(Mode::Simple))
+            .collect();
+        peer.send(&bytes).expect("sent");
+        let answers = std::iter::from_fn(|| peer.answer().ok()).take(READS as usize);
+        for answer in answers {
+            let own = 1 + answer.cookie as u8;
+            assert!(
+                answer.data.iter().all(|byte| *byte == own),
+                "seed {seed}: {answer:?}"
+            );
+        }
+    }
+}
+
 #[test]
 fn a_reset_is_one() {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a listener");

@@ -103,6 +103,7 @@ test_joined_and_skipped() {
 }
 
 # Who had joined a FLUSH that fails isn't told that all is well without another one; the node stays dirty until one succeeds.
+# @only faults
 test_failed_flush_leaves_all_dirty() {
     local first joined
     make_node
@@ -130,6 +131,7 @@ test_failed_flush_leaves_all_dirty() {
 }
 
 # A FLUSH whose link is lost is asked again on the next one, and only its answer counts.
+# @only faults
 test_flush_whose_link_is_lost() {
     make_node
     assert_ok put one 0
@@ -181,6 +183,7 @@ test_down_and_dirty() {
 }
 
 # fail-pending ends an fsync whose FLUSH is under way; what it was about stays to be flushed.
+# @only faults
 test_fail_pending_of_a_flush() {
     make_node
     assert_ok put one 0
@@ -217,6 +220,7 @@ test_fua_whose_link_is_lost() {
 }
 
 # The FLUSH of a FUA write fails: so does the write.
+# @only faults
 test_fua_whose_flush_fails() {
     make_node $NO_FUA
     put one 0 dsync 2>"$T/said" &
@@ -227,6 +231,7 @@ test_fua_whose_flush_fails() {
 }
 
 # A server without FLUSH is write-through: nothing is asked of it, for fsync or FUA, and the status says so.
+# @only faults
 test_server_without_flush() {
     make_node $NO_FLUSH
     assert_eq "$(node_field alpha 10 one)" write_through "cache"
@@ -244,6 +249,7 @@ test_server_without_flush() {
 
 # Restarts of servers that can't say who they are: with eio a loss with unflushed writes fails one fsync of each device,
 # with trust none, and without unflushed writes none.
+# @only faults
 test_unknown_restart() {
     local dev
     make_node

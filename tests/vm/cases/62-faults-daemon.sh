@@ -41,7 +41,7 @@ kill_daemons() {
 # @timeout 900
 # @only faults
 test_cable_pulled_during_suspend() {
-    OPTIONS="timeout: 4s"
+    OPTIONS="timeout: 2s"
     start "${MIXED[@]}"
     hurt 2 suspend_in_the_dark
     hurt 2 flush_in_the_dark
@@ -72,7 +72,7 @@ suspending() { pgrep -x dmsetup >/dev/null && grep -qsE "dm_wait_for_completion|
 # @timeout 900
 # @only faults
 test_cable_pulled_during_reload() {
-    OPTIONS="timeout: 4s"
+    OPTIONS="timeout: 2s"
     start "${MIXED[@]}"
     hurt 4 reload_in_the_dark
     stop_load
@@ -91,7 +91,7 @@ reload_in_the_dark() {
 # @only faults
 test_cable_pulled_during_remove() {
     local node reader
-    OPTIONS="timeout: 4s"
+    OPTIONS="timeout: 2s"
     start "${MIXED[@]}"
     hurt 1 refused_in_the_dark
     stop_load

@@ -22,7 +22,7 @@ test_short_black_hole() {
 # @timeout 1800
 # @only faults
 test_long_black_hole() {
-    OPTIONS="timeout: 4s"
+    OPTIONS="timeout: 2s"
     start "${MIXED[@]}"
     hurt 4 cut_until_lost
     assert_contains "$(klog)" "no answer in time"
@@ -33,7 +33,7 @@ test_long_black_hole() {
 # @timeout 1800
 # @only faults
 test_one_way_black_hole() {
-    OPTIONS="timeout: 4s"
+    OPTIONS="timeout: 2s"
     start "${MIXED[@]}"
     hurt 2 hole_until_lost in
     hurt 4 hole_until_lost out
@@ -45,7 +45,7 @@ test_one_way_black_hole() {
 # @only faults
 test_all_in_a_black_hole() {
     local node i
-    OPTIONS="timeout: 4s"
+    OPTIONS="timeout: 2s"
     start "${MIXED[@]}"
     for i in 1 2 3; do
         for node in "${NODES[@]}"; do cut_node "$node"; done

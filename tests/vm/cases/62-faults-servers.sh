@@ -37,7 +37,7 @@ test_server_stopped() {
     start export
     hurt 2 stop_for 2
     assert_not_contains "$(klog)" "no answer in time" "stops that are short"
-    OPTIONS="timeout: 3s"
+    OPTIONS="timeout: 2s"
     change_options
     hurt 4 stop_until_lost
     stop_load
@@ -48,13 +48,13 @@ change_options() {
     kill -HUP "$DAEMON"
     wait_until 30 "the options in force" options_in_force
 }
-options_in_force() { [[ $(dst-nlpoke dump | jq -s 'map(.timeout_ms) | unique == [3000]') == true ]]; }
+options_in_force() { [[ $(dst-nlpoke dump | jq -s 'map(.timeout_ms) | unique == [2000]') == true ]]; }
 
 # The same with stock servers, which can't fence: the stop is part of no quiesce, as a stopped server answers nothing.
 # @timeout 1200
 # @only faults
 test_stock_server_stopped() {
-    OPTIONS="timeout: 4s"
+    OPTIONS="timeout: 2s"
     start qemu nbd-server nbdkit qemu
     hurt 2 stop_for 1
     hurt 4 stop_until_lost
@@ -78,7 +78,7 @@ test_reset() {
 # @only faults
 test_reset_mid_message() {
     # a side that hears nothing of a cut waits for it
-    OPTIONS="timeout: 4s"
+    OPTIONS="timeout: 2s"
     start_behind_proxies export
     cut_everywhere "rst" "rst client" "rst server"
     stop_load
@@ -88,7 +88,7 @@ test_reset_mid_message() {
 # @timeout 1800
 # @only faults
 test_cut_mid_message() {
-    OPTIONS="timeout: 4s"
+    OPTIONS="timeout: 2s"
     start_behind_proxies "${MIXED[@]}"
     cut_everywhere "rst" "fin" "half" "fin client"
     stop_load
@@ -223,7 +223,7 @@ reset_and_stay_stuck() {
 # @timeout 900
 # @only faults
 test_all_at_once() {
-    OPTIONS="timeout: 4s"
+    OPTIONS="timeout: 2s"
     start "${MIXED[@]}"
     hurt 2 all kill_node start_server
     hurt 2 all pause_node wait_for_loss resume_node

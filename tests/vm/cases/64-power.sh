@@ -84,6 +84,7 @@ test_each_device_is_told_once() {
 }
 
 # A server restart on a machine that goes on loses nothing, and nobody is told anything.
+# @only faults
 # @timeout 300
 test_a_restart_is_no_loss() {
     two_devices export
@@ -101,6 +102,7 @@ test_a_restart_is_no_loss() {
 
 # A stock server can't say that its machine lost power. Trusted, it loses acknowledged writes and nobody hears of it
 # (which also shows that the other tests' machines do lose them); with unknown_restart eio each device is told, once.
+# @only faults
 # @timeout 400
 test_stock_server_trusted_or_not() {
     two_devices nbdkit "unknown_restart: trust"
@@ -142,6 +144,7 @@ has_ended() { [[ -s $T/$1.said ]]; }
 
 # Two devices of a node, each with a program that fsyncs, over power failures in the midst of it: each program is told
 # of each, and nothing that was confirmed is missing.
+# @only faults
 # @timeout 900
 test_fsync_of_two_devices() {
     local round dev

@@ -169,6 +169,7 @@ has_sent() { (($(packets "$1" | cut -d' ' -f1) >= $2)); }
 
 # Two paths to one `dstd export`: the one that takes over has the other's links cut and waits for what they carried, so nothing
 # that comes late over the old path changes anything.
+# @only faults
 # @timeout 600
 test_multipath_fails_over() {
     two_paths
