@@ -16,7 +16,7 @@ use nix::sys::socket::{AddressFamily, SockFlag, SockType, setsockopt, socket, so
 
 /// No process of a test has as many descriptors open.
 const CLOSED: i32 = 999;
-const LIMIT: Duration = Duration::from_secs(5);
+const LIMIT: Duration = Duration::from_secs(60);
 
 #[derive(Debug, Default)]
 pub struct Sockets {
