@@ -65,12 +65,12 @@ build() {
     fetch_source "$out"
     : >"$LOG"
     configure "$tree"
-    rel=$(make -s -C "$tree" kernelrelease)
-    say "kernel $NAME: building $rel; this takes half an hour, once (log: $LOG)"
+    say "kernel $NAME: building it; this takes half an hour, once (log: $LOG)"
     make -C "$tree" -j"$(nproc)" bzImage modules >>"$LOG" 2>&1 || {
         grep -E 'error|\*\*\*' "$LOG" >&2 || tail -n 20 "$LOG" >&2
         die "the debug kernel does not build"
     }
+    rel=$(make -s -C "$tree" kernelrelease) # it knows our suffix only when it has been built
     make -s -C "$tree" INSTALL_MOD_PATH="$out/usr" modules_install >>"$LOG" 2>&1
     mkdir -p "$out/usr/src"
     ln -s usr/lib "$out/lib"

@@ -16,9 +16,7 @@ use nix::sys::socket::{AddressFamily, SockFlag, SockType, setsockopt, socket, so
 
 /// No process of a test has as many descriptors open.
 const CLOSED: i32 = 999;
-const LIMIT: Duration = Duration::from_secs(5);
-/// The kernel may have something else to do first.
-const PEER_LIMIT: Duration = Duration::from_secs(60);
+const LIMIT: Duration = Duration::from_secs(60);
 
 #[derive(Debug, Default)]
 pub struct Sockets {
@@ -48,7 +46,7 @@ impl Sockets {
             "unix" => {
                 let pair = UnixStream::pair()?;
                 pair.0.set_read_timeout(Some(LIMIT))?;
-                pair.1.set_read_timeout(Some(PEER_LIMIT))?;
+                pair.1.set_read_timeout(Some(LIMIT))?;
                 let fd = pair.0.as_raw_fd();
                 self.unix.push(pair);
                 fd
