@@ -11,8 +11,8 @@ use super::run::{Daemon, Pass};
 use super::worker::{Answer, Report, Want, Worker};
 use super::*;
 use crate::kernel::sim::{HANDSHAKE, SimKernel, SimNodes, export};
-use crate::kernel::{Access, Conduct, DmUuid, Kernel, KernelEvent, NbdFlags};
-use crate::plan::Connect;
+use crate::kernel::{Access, Conduct, DmUuid, Kernel, KernelEvent, NbdFlags, Policy};
+use crate::plan::{Allowed, Connect};
 use crate::topology::Topology;
 use crate::units::NodeName;
 
@@ -21,6 +21,7 @@ const MOMENT: Duration = Duration::from_millis(100);
 
 struct World {
     kernel: Arc<SimKernel>,
+    nodes: Arc<SimNodes>,
     daemon: Daemon<SimKernel, SimNodes>,
     inbox: mpsc::UnboundedReceiver<Report>,
     passes: usize,
@@ -46,8 +47,9 @@ impl World {
         nodes.silent().remove(&uri);
         nodes.exports().insert(uri, export(8, 0));
         let topology = Topology::parse_one("t.yaml", format!("{text}devices:\n{devices}"));
-        let (daemon, inbox) = Daemon::new(kernel.clone(), nodes, topology.unwrap());
+        let (daemon, inbox) = Daemon::new(kernel.clone(), nodes.clone(), topology.unwrap());
         World {
+            nodes,
             kernel,
             daemon,
             inbox,
@@ -247,6 +249,9 @@ async fn a_glance_brings_links_back_and_takes_no_step() {
     world.run(World::is_live).await;
     let pass = world.daemon.pass().await.unwrap();
     assert_eq!(pass.steps, 0);
+    // The node's task has met all it was told.
+    sleep(MOMENT * 10).await;
+    while world.inbox.try_recv().is_ok() {}
     let text = format!(
         "version: 1\nnodes:\n  {0}: {{uri: 'nbd://{0}/', policy: error}}\ndevices: {{}}\n",
         good()
@@ -259,7 +264,44 @@ async fn a_glance_brings_links_back_and_takes_no_step() {
     world.daemon.glance().await.unwrap();
     timeout(LONG, world.inbox.recv()).await.unwrap().unwrap();
     assert!(world.is_live());
-    // The task sets what its node should be before its link; the device is left as it is.
+    // The device is left as it is.
     let calls = world.kernel.state().calls[before..].to_vec();
     assert_eq!(calls, ["set_conduct zz-good", "links_set zz-good"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_settings_of_a_dead_node_change_at_once() {
+    let mut world = World::new(0);
+    world.run(World::is_live).await;
+    let uri = format!("nbd://{}/", good());
+    world.nodes.silent().insert(uri);
+    world.kernel.lose_links(&good(), &[0]);
+    let text = |policy: &str| {
+        let text = format!(
+            "version: 1\nnodes:\n  {0}: {{uri: 'nbd://{0}/', policy: {policy}}}\n\
+             devices:\n  {0}: {{table: [dst: {{node: {0}, length: 8s}}]}}\n",
+            good()
+        );
+        Topology::parse_one("t.yaml", text).unwrap()
+    };
+    let begun = Instant::now();
+    let kernel = Arc::clone(&world.kernel);
+    let policy = || kernel.state().nodes[&good()].conduct.policy;
+    // By the daemon, without a pass.
+    world.daemon.replace(text("error"));
+    world.daemon.glance().await.unwrap();
+    assert_eq!(policy(), Policy::Error);
+    drop(world.daemon);
+    // By hand: before the node is asked, which fails.
+    let (queue, allowed) = (text("queue"), Allowed::default());
+    let apply = apply(&kernel, &world.nodes, &queue, &allowed, |_| {
+        assert!(begun.elapsed() < HANDSHAKE);
+    });
+    let error = apply.await.unwrap_err().to_string();
+    assert!(
+        error.contains("nothing was changed but the settings of one node")
+            && error.contains("no answer"),
+        "{error}"
+    );
+    assert_eq!(policy(), Policy::Queue);
 }

@@ -144,13 +144,7 @@ impl<K: Kernel + 'static, C: Connector> Daemon<K, C> {
         // Nodes that are there don't wait for steps of devices, which may take long; others exist once a table names them.
         self.tell(&look, true);
         let steps = steps_of_devices(&look.plan);
-        let executor = Executor {
-            kernel: &self.kernel,
-            connector: &self.connector,
-            topology: &self.topology,
-            mode: Mode::Lenient,
-        };
-        let failures = executor.execute(&steps, |_| {}).await;
+        let failures = self.executor().execute(&steps, |_| {}).await;
         self.tell(&look, false);
         Ok(Pass {
             steps: steps.len(),
@@ -170,11 +164,22 @@ impl<K: Kernel + 'static, C: Connector> Daemon<K, C> {
         }
     }
 
-    /// Looks, and tells the nodes that are there what they lack: steps that failed have to wait, links needn't.
+    /// Looks, and tells the nodes that are there what they lack: steps that failed have to wait, links and settings needn't.
     pub async fn glance(&self) -> Result<(), KernelError> {
         let look = self.look().await?;
+        let settings = look.plan.settings(&look.survey.observed);
+        self.executor().execute(&settings, |_| {}).await;
         self.tell(&look, true);
         Ok(())
+    }
+
+    fn executor(&self) -> Executor<'_, K, C> {
+        Executor {
+            kernel: &self.kernel,
+            connector: &self.connector,
+            topology: &self.topology,
+            mode: Mode::Lenient,
+        }
     }
 
     async fn look(&self) -> Result<Look, KernelError> {
@@ -449,10 +454,8 @@ pub async fn run<K: Kernel + 'static, C: Connector>(
                 wakers.files.read_again();
                 false
             }
-            Wake::Topology(read) => {
-                reload(&mut daemon, &fencer, read, &mut schedule);
-                false
-            }
+            // Settings are in force at once, also while passes fail and have to wait.
+            Wake::Topology(read) => reload(&mut daemon, &fencer, read),
             Wake::Report(report) => daemon.hear(report),
             Wake::Event(event) => {
                 daemon.note(&event);
@@ -503,17 +506,17 @@ fn reload<K: Kernel + 'static, C: Connector>(
     daemon: &mut Daemon<K, C>,
     fencer: &Fencer,
     read: Read,
-    schedule: &mut Schedule,
-) {
+) -> bool {
     match read {
         Ok(topology) => {
             info!("topology read again");
             fencer.tell(addresses(&topology));
             daemon.replace(topology);
-            schedule.soon();
+            true
         }
         Err(errors) => {
-            error!("the topology has errors, the last good one stays in force:\n{errors}")
+            error!("the topology has errors, the last good one stays in force:\n{errors}");
+            false
         }
     }
 }
