@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use thiserror::Error;
 
+use super::calls::Calls;
 use super::execute::{Executor, Failure, Mode};
 use super::fence::{addresses, fence_once};
 use super::links::connect;
@@ -87,6 +88,7 @@ pub async fn apply<K: Kernel + 'static, C: Connector>(
         connector,
         topology,
         mode: Mode::Strict,
+        calls: &Calls::default(),
     };
     let failures = executor.execute(&settings, &mut progress).await;
     if !failures.is_empty() {

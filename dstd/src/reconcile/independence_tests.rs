@@ -174,20 +174,6 @@ async fn a_server_that_drops_every_link_at_once_is_not_asked_without_end() {
 }
 
 #[tokio::test]
-async fn a_call_that_the_kernel_does_not_end_is_left_behind() {
-    let kernel = Arc::new(SimKernel::default());
-    let (release, held) = std::sync::mpsc::channel::<()>();
-    let stuck = blocking_for(Duration::from_millis(1), &kernel, move |_| {
-        let _ = held.recv();
-        Ok(())
-    });
-    let error = stuck.await.unwrap_err().to_string();
-    assert!(error.contains("it waits for a device"), "{error}");
-    assert!(blocking(&kernel, |kernel| kernel.nodes()).await.is_ok());
-    drop(release);
-}
-
-#[tokio::test]
 async fn lost_data_is_counted_where_the_operator_looks() {
     let mut world = World::new(0);
     let node = good();

@@ -13,6 +13,7 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until};
 use tracing::{debug, error, info, warn};
 
+use super::calls::Calls;
 use super::execute::{Executor, Mode};
 use super::fence::{Fencer, addresses};
 use super::files::{Files, Read};
@@ -49,6 +50,7 @@ pub struct Daemon<K, C> {
     kernel: Arc<K>,
     connector: Arc<C>,
     topology: Topology,
+    calls: Calls,
     workers: BTreeMap<NodeName, Worker>,
     reports: mpsc::UnboundedSender<Report>,
     probes: Probes,
@@ -94,6 +96,7 @@ impl<K: Kernel + 'static, C: Connector> Daemon<K, C> {
             kernel,
             connector,
             topology: Topology::default(),
+            calls: Calls::default(),
             workers: BTreeMap::new(),
             reports,
             probes: Probes::new(),
@@ -179,6 +182,7 @@ impl<K: Kernel + 'static, C: Connector> Daemon<K, C> {
             connector: &self.connector,
             topology: &self.topology,
             mode: Mode::Lenient,
+            calls: &self.calls,
         }
     }
 
