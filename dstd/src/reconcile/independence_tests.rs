@@ -190,6 +190,24 @@ async fn lost_data_is_counted_where_the_operator_looks() {
 }
 
 #[tokio::test]
+async fn missed_events_are_told_where_the_operator_looks() {
+    let mut world = World::new(0);
+    let pass = Pass::default();
+    assert!(!world.daemon.status(&pass).contains("missed"));
+    world.daemon.note(&KernelEvent::Overflow);
+    let status = world.daemon.status(&pass);
+    assert!(status.contains("events missed 1 times"), "{status}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_nodes_task_that_ended_is_started_again() {
+    let mut world = World::new(0);
+    world.nodes.broken().insert(format!("nbd://{}/", good()));
+    world.run(World::is_live).await;
+    assert!(world.nodes.broken().is_empty(), "it has panicked once");
+}
+
+#[tokio::test]
 async fn a_lost_link_does_not_wait_for_a_device_that_hangs() {
     let mut world = World::new(0);
     world.run(World::is_live).await;

@@ -64,6 +64,8 @@ pub struct Daemon<K, C> {
     said: BTreeSet<String>,
     /// How often each node's server came back without acknowledged writes.
     data_lost: BTreeMap<NodeName, u64>,
+    /// How often events were missed.
+    missed: u64,
 }
 
 /// What a pass came to.
@@ -105,6 +107,7 @@ impl<K: Kernel + 'static, C: Connector> Daemon<K, C> {
             refresh: BTreeSet::new(),
             said: BTreeSet::new(),
             data_lost: BTreeMap::new(),
+            missed: 0,
         };
         daemon.replace(topology);
         daemon.refresh.clear();
@@ -119,7 +122,26 @@ impl<K: Kernel + 'static, C: Connector> Daemon<K, C> {
             .retain(|name, worker| nodes.get(name).is_some_and(|n| n.spec.uri == worker.uri));
         self.probes
             .retain(|name, _| self.workers.contains_key(name));
-        for (name, node) in nodes {
+        self.start_workers();
+        let items = self.topology.devices.values().flat_map(|d| &d.spec.table);
+        self.refresh = items
+            .filter_map(|item| match item {
+                Item::Dst(dst) if dst.length.is_none() => Some(dst.node.clone()),
+                _ => None,
+            })
+            .collect();
+    }
+
+    /// Those that are missing, and those that have ended: a node isn't left alone for what went wrong in one try.
+    fn start_workers(&mut self) {
+        self.workers.retain(|name, worker| {
+            let ended = worker.has_ended();
+            if ended {
+                error!(node = %name, "node {name}: its task ended, which is a fault in dstd; it is started again");
+            }
+            !ended
+        });
+        for (name, node) in &self.topology.nodes {
             self.workers.entry(name.clone()).or_insert_with(|| {
                 Worker::start(
                     name.clone(),
@@ -130,17 +152,11 @@ impl<K: Kernel + 'static, C: Connector> Daemon<K, C> {
                 )
             });
         }
-        let items = self.topology.devices.values().flat_map(|d| &d.spec.table);
-        self.refresh = items
-            .filter_map(|item| match item {
-                Item::Dst(dst) if dst.length.is_none() => Some(dst.node.clone()),
-                _ => None,
-            })
-            .collect();
     }
 
     /// Looks, plans and acts once.
     pub async fn pass(&mut self) -> Result<Pass, KernelError> {
+        self.start_workers();
         let look = self.look().await?;
         self.say(&look.plan);
         self.doubt(&look.plan);
@@ -168,7 +184,8 @@ impl<K: Kernel + 'static, C: Connector> Daemon<K, C> {
     }
 
     /// Looks, and tells the nodes that are there what they lack: steps that failed have to wait, links and settings needn't.
-    pub async fn glance(&self) -> Result<(), KernelError> {
+    pub async fn glance(&mut self) -> Result<(), KernelError> {
+        self.start_workers();
         let look = self.look().await?;
         let settings = look.plan.settings(&look.survey.observed);
         self.executor().execute(&settings, |_| {}).await;
@@ -268,6 +285,12 @@ impl<K: Kernel + 'static, C: Connector> Daemon<K, C> {
                 let why = reason.as_deref().unwrap_or("it is lost");
                 info!(%node, "node {node}: the link of slot {slot}, generation {generation}, left {ambiguous} ranges that it may still write ({why})");
             }
+            KernelEvent::Overflow => {
+                warn!(
+                    "events of the kernel were missed, losses of data perhaps among them: the kernel's log has those, and `dstd status` how things are"
+                );
+                self.missed += 1;
+            }
             other => debug!(event = ?other, "kernel event"),
         }
     }
@@ -310,6 +333,9 @@ impl<K: Kernel + 'static, C: Connector> Daemon<K, C> {
         }
         for (node, times) in &self.data_lost {
             text += &format!("; DATA LOST by node {node} ({times} times, see the log)");
+        }
+        if self.missed > 0 {
+            text += &format!("; events missed {} times (see the log)", self.missed);
         }
         text
     }
