@@ -247,6 +247,60 @@ async fn a_lost_link_does_not_wait_for_a_device_that_hangs() {
     assert!(lines[0].args.contains("no_discard"), "{lines:?}");
 }
 
+#[tokio::test]
+async fn the_daemon_hears_of_a_lost_link_while_a_step_hangs() {
+    let mut world = World::new(0);
+    world.run(World::is_live).await;
+    world
+        .run(|world| !world.kernel.devices().unwrap()[0].suspended)
+        .await;
+    let World {
+        kernel,
+        nodes,
+        daemon,
+        ..
+    } = world;
+    drop(daemon);
+    let name = good();
+    let dir = tempfile::tempdir().unwrap();
+    let text = format!(
+        "version: 1\nnodes:\n  {name}: {{uri: 'nbd://{name}/'}}\n\
+         devices:\n  {name}: {{no_discard: true, table: [dst: {{node: {name}, length: 8s}}]}}\n"
+    );
+    std::fs::write(dir.path().join("t.yaml"), text).unwrap();
+    let (release, held) = std::sync::mpsc::channel();
+    kernel.state().hold = Some(held);
+    let paths = vec![dir.path().to_owned()];
+    let daemon = tokio::spawn(run(kernel.clone(), nodes, paths));
+    let wait = async |what: &str, is_so: &dyn Fn() -> bool| {
+        let reached = async {
+            while !is_so() {
+                sleep(Duration::from_millis(1)).await;
+            }
+        };
+        assert!(timeout(LONG, reached).await.is_ok(), "never: {what}");
+    };
+    wait("its suspend hangs", &|| kernel.state().hold.is_none()).await;
+    kernel.lose_links(&name, &[0]);
+    let is_live = || kernel.state().nodes[&name].live == 1;
+    wait("the link is back", &is_live).await;
+    assert!(
+        kernel
+            .state()
+            .calls
+            .last()
+            .unwrap()
+            .starts_with("links_set")
+    );
+    drop(release);
+    let is_loaded = || {
+        let device = &kernel.devices().unwrap()[0];
+        !device.suspended && device.lines[0].args.contains("no_discard")
+    };
+    wait("the change is complete", &is_loaded).await;
+    daemon.abort();
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_glance_brings_links_back_and_takes_no_step() {
     let mut world = World::new(0);
