@@ -1,5 +1,5 @@
 //! `dstd apply`: makes what the topology says, once.
-//! Called by cli. Changes nothing where a change is refused or a node doesn't answer.
+//! Called by cli. Changes nothing but settings where a change is refused or a node doesn't answer.
 
 use clap::Args;
 

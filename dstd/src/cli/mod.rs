@@ -80,7 +80,7 @@ impl From<KernelError> for Stop {
 impl From<ApplyError> for Stop {
     fn from(error: ApplyError) -> Self {
         let exit = match error {
-            ApplyError::Refused(_) => Exit::Refused,
+            ApplyError::Refused { .. } => Exit::Refused,
             _ => Exit::Failed,
         };
         Self::new(exit, error)

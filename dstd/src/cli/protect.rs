@@ -3,7 +3,6 @@
 
 use std::fs;
 use std::io;
-use std::net::ToSocketAddrs;
 use std::path::Path;
 
 use nix::errno::Errno;
@@ -12,6 +11,7 @@ use nix::sys::mman::{MlockAllFlags, mlockall};
 use tracing::warn;
 
 use super::flusher;
+use crate::nbd::lookup::load_resolver;
 
 const OOM_SCORE: &str = "/proc/self/oom_score_adj";
 /// Killed after almost everything else; not -1000, as nothing should be beyond reach.
@@ -37,11 +37,6 @@ pub fn protect() {
              until then the daemon may be killed when memory is short, and links stay broken"
         );
     }
-}
-
-/// The C library loads what it needs for names at the first lookup: now, not when the disk it lies on is gone.
-fn load_resolver() {
-    let _ = ("localhost", 0).to_socket_addrs();
 }
 
 /// All that is there now, code too; what comes later as it is touched: whole stacks of threads would be wasted.

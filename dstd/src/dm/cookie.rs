@@ -1,7 +1,8 @@
 //! A limit for the wait for udev, which has none in libdevmapper's protocol.
 //!
-//! Owns the rescue: after the limit, the semaphores that this process waits on are removed,
-//! and the wait returns with an error. Called by `Dm` around resume and remove. One of the
+//! Owns the rescue: semaphores that this process has waited on for longer than the limit are removed,
+//! and the wait returns with an error. Called by `Dm` around resume and remove, of several devices at
+//! once: one that hangs must not hold up the others, nor its rescue cut theirs short. One of the
 //! modules with unsafe code (System V semaphores); never touches another process's.
 
 #![allow(unsafe_code)]
@@ -9,14 +10,19 @@
 use std::fs;
 use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use nix::libc;
 
 /// Longer than udev needs for a slow device, shorter than a person waits.
 pub const UDEV_LIMIT: Duration = Duration::from_secs(30);
 
+/// How often it is looked again after the limit.
+const AGAIN: Duration = Duration::from_secs(1);
+
 const TABLE: &str = "/proc/sysvipc/sem";
+/// Its column with the time at which a semaphore was made and set.
+const CTIME: usize = 9;
 /// The upper half of every udev cookie of device-mapper.
 const COOKIE_MAGIC: u32 = 0x0D4D;
 /// Not in libc for every platform; from the kernel's `linux/sem.h`.
@@ -31,9 +37,14 @@ fn limited_by<T>(limit: Duration, operation: impl FnOnce() -> T) -> T {
     thread::scope(|scope| {
         let (done, wait) = channel::<()>();
         scope.spawn(move || {
-            while wait.recv_timeout(limit) == Err(RecvTimeoutError::Timeout) {
-                let ended = end_waits();
-                tracing::warn!(ended, "udev doesn't answer; its cookies are given up");
+            let mut pause = limit;
+            while wait.recv_timeout(pause) == Err(RecvTimeoutError::Timeout) {
+                let ended = end_waits(limit);
+                if ended > 0 {
+                    tracing::warn!(ended, "udev doesn't answer; its cookies are given up");
+                }
+                // The operation may have come to its wait late, or hang before it.
+                pause = limit.min(AGAIN);
             }
         });
         let result = operation();
@@ -42,20 +53,23 @@ fn limited_by<T>(limit: Duration, operation: impl FnOnce() -> T) -> T {
     })
 }
 
-/// Removes the cookies that this process was the last to touch: it waits for udev on them.
-fn end_waits() -> usize {
+/// Removes the cookies older than the limit that this process was the last to touch: it waits for udev on them.
+fn end_waits(limit: Duration) -> usize {
     let table = fs::read_to_string(TABLE).unwrap_or_default();
-    let ours = cookies(&table).filter(|id| last_to_touch(*id) == Some(std::process::id()));
+    let now = SystemTime::now().duration_since(UNIX_EPOCH);
+    let made_by = now.unwrap_or_default().saturating_sub(limit).as_secs();
+    let ours = cookies(&table, made_by).filter(|id| last_to_touch(*id) == Some(std::process::id()));
     ours.filter(|id| remove(*id)).count()
 }
 
-/// Ids of the semaphores in the kernel's table whose keys are udev cookies.
-fn cookies(table: &str) -> impl Iterator<Item = i32> {
-    table.lines().skip(1).filter_map(|line| {
-        let mut words = line.split_whitespace();
-        let key = words.next()?.parse::<i32>().ok()?;
-        let id = words.next()?.parse::<i32>().ok()?;
-        ((key as u32) >> 16 == COOKIE_MAGIC).then_some(id)
+/// Ids of the semaphores in the kernel's table whose keys are udev cookies, and that were made by then (seconds of the epoch).
+fn cookies(table: &str, made_by: u64) -> impl Iterator<Item = i32> {
+    table.lines().skip(1).filter_map(move |line| {
+        let words: Vec<_> = line.split_whitespace().collect();
+        let key = words.first()?.parse::<i32>().ok()?;
+        let id = words.get(1)?.parse::<i32>().ok()?;
+        let made = words.get(CTIME)?.parse::<u64>().ok()?;
+        ((key as u32) >> 16 == COOKIE_MAGIC && made <= made_by).then_some(id)
     })
 }
 
@@ -109,10 +123,15 @@ mod tests {
 
     #[test]
     fn other_semaphores_are_left_alone() {
-        let table = "       key      semid perms\n223150081          7   600\n -5 8 600\n junk\n";
+        let table = "  key semid perms nsems uid gid cuid cgid otime ctime\n\
+                     223150081 7 600 1 0 0 0 0 0 1000\n223150082 9 600 1 0 0 0 0 0 1001\n\
+                     -5 8 600 1 0 0 0 0 0 1000\n junk\n";
         assert_eq!(223_150_081u32 >> 16, COOKIE_MAGIC);
-        assert_eq!(cookies(table).collect::<Vec<_>>(), [7]);
-        assert_eq!(cookies("").count(), 0);
+        let made_by = |then| cookies(table, then).collect::<Vec<_>>();
+        assert_eq!(made_by(999), [0; 0]);
+        assert_eq!(made_by(1000), [7], "another wait has just begun");
+        assert_eq!(made_by(1001), [7, 9]);
+        assert_eq!(cookies("", 1000).count(), 0);
     }
 
     #[test]

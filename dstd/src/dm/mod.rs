@@ -10,7 +10,6 @@ mod kmsg;
 
 use std::fs::File;
 use std::io::ErrorKind;
-use std::sync::Mutex;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
@@ -35,8 +34,6 @@ type RawLine = (u64, u64, String, String);
 
 pub struct Dm {
     dm: DM,
-    /// One operation at a time that waits for udev: `cookie` ends the wait of the process.
-    udev: Mutex<()>,
 }
 
 impl std::fmt::Debug for Dm {
@@ -62,10 +59,7 @@ impl Dm {
         })?;
         let dm = DM::new().map_err(|e| explain(what, &e))?;
         dm.version().map_err(|e| explain(what, &e))?;
-        Ok(Dm {
-            dm,
-            udev: Mutex::new(()),
-        })
+        Ok(Dm { dm })
     }
 
     /// Every device, with the tables of ours. Those of others may hold keys, and asking for them can block: a thin pool
@@ -265,7 +259,6 @@ impl Dm {
         operation: impl FnOnce() -> Result<T, DmError>,
         done: impl FnOnce() -> bool,
     ) -> Result<(), DmError> {
-        let _one = self.udev.lock().unwrap_or_else(|e| e.into_inner());
         match cookie::limited(operation) {
             Err(DmError::Core(CoreError::UdevSync(error))) if done() => {
                 tracing::warn!(

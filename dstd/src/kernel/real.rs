@@ -4,6 +4,7 @@
 //! reconcile and cli. Decides nothing; each method is one effect.
 
 use std::path::Path;
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use nix::errno::Errno;
@@ -16,7 +17,7 @@ use super::{
 };
 use crate::dm::Dm;
 use crate::nbd::client::HANDSHAKE_TIMEOUT;
-use crate::nbd::client_id::client_id;
+use crate::nbd::client_id::{ClientIdError, client_id};
 use crate::nbd::{self, NbdError, NbdUri};
 use crate::netlink::{NetlinkError, client as netlink, events};
 use crate::table::Line;
@@ -135,16 +136,19 @@ impl Kernel for RealKernel {
 }
 
 /// NBD over TCP and Unix sockets; each handshake has the same limit.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug)]
 pub struct RealConnector {
     limit: Duration,
+    /// Read once: later the disk that the files lie on may be a device of ours, whose node is dead.
+    client: OnceLock<Id>,
+    read: ReadClient,
 }
+
+type ReadClient = fn() -> Result<Id, ClientIdError>;
 
 impl Default for RealConnector {
     fn default() -> Self {
-        RealConnector {
-            limit: HANDSHAKE_TIMEOUT,
-        }
+        RealConnector::reading(client_id)
     }
 }
 
@@ -154,19 +158,36 @@ fn unreachable(uri: &NbdUri, error: &NbdError) -> ConnectError {
     }
 }
 
-fn this_client() -> Result<Id, ConnectError> {
-    client_id().map_err(|error| ConnectError {
-        message: error.to_string(),
-    })
+impl RealConnector {
+    fn reading(read: ReadClient) -> Self {
+        let connector = RealConnector {
+            limit: HANDSHAKE_TIMEOUT,
+            client: OnceLock::new(),
+            read,
+        };
+        // What is wrong is told by whoever needs it, and may be mended by then.
+        let _ = connector.this_client();
+        connector
+    }
+
+    fn this_client(&self) -> Result<Id, ConnectError> {
+        if let Some(client) = self.client.get() {
+            return Ok(*client);
+        }
+        let client = (self.read)().map_err(|error| ConnectError {
+            message: error.to_string(),
+        })?;
+        Ok(*self.client.get_or_init(|| client))
+    }
 }
 
 impl Connector for RealConnector {
     fn new_session(&self, uri: &NbdUri, first: Generation) -> Result<Session, ConnectError> {
-        Ok(Session::begin(this_client()?, uri.mark(), first))
+        Ok(Session::begin(self.this_client()?, uri.mark(), first))
     }
 
     async fn probe(&self, uri: &NbdUri) -> Result<Probed, ConnectError> {
-        let probed = nbd::probe(uri, this_client()?, self.limit).await;
+        let probed = nbd::probe(uri, self.this_client()?, self.limit).await;
         probed.map_err(|e| unreachable(uri, &e))
     }
 
@@ -183,6 +204,8 @@ impl Connector for RealConnector {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
     use super::*;
 
     #[tokio::test]
@@ -206,6 +229,22 @@ mod tests {
             "{text}"
         );
         assert!(text.contains("can't connect"), "{text}");
+    }
+
+    #[test]
+    fn who_this_machine_is_is_read_once() {
+        static READ: AtomicUsize = AtomicUsize::new(0);
+        let connector = RealConnector::reading(|| {
+            READ.fetch_add(1, Ordering::SeqCst);
+            Ok(Id([7; 16]))
+        });
+        assert_eq!(READ.load(Ordering::SeqCst), 1, "at the start");
+        let uri: NbdUri = "nbd://h/".parse().unwrap();
+        for _ in 0..3 {
+            let session = connector.new_session(&uri, Generation(1)).unwrap();
+            assert_eq!(session.client, Id([7; 16]));
+        }
+        assert_eq!(READ.load(Ordering::SeqCst), 1);
     }
 
     #[test]

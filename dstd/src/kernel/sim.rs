@@ -347,7 +347,7 @@ impl State {
             }
             return refuse(&what, Errno::EMEDIUMTYPE, reason);
         }
-        node.generation = newest;
+        let was_newest = std::mem::replace(&mut node.generation, newest);
         node.session = Some(set.session);
         let was = node.negotiated.as_ref().and_then(|n| n.incarnation);
         if was.is_some() && was != set.negotiated.incarnation {
@@ -371,7 +371,22 @@ impl State {
         }
         node.links.retain(|link| link.slot.0 < node.wanted);
         settle(node);
-        Ok(node.clone())
+        let node = node.clone();
+        for link in node
+            .links
+            .iter()
+            .filter(|link| link.generation > was_newest)
+        {
+            self.tell(KernelEvent::Link {
+                node: node.name.clone(),
+                slot: link.slot,
+                generation: link.generation,
+                state: LinkState::Live,
+                errno: None,
+                reason: None,
+            });
+        }
+        Ok(node)
     }
 }
 

@@ -8,6 +8,7 @@ pub mod client;
 pub mod client_id;
 pub mod error;
 pub mod limits;
+pub mod lookup;
 pub mod proto;
 pub mod socket;
 pub mod uri;

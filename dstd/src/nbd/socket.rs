@@ -4,18 +4,17 @@
 //! Called by the client; the node server gives its links the same options. Never speaks NBD.
 
 use std::io;
-use std::net::{SocketAddr, ToSocketAddrs};
+use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
-use std::thread;
 use std::time::Duration;
 
 use nix::sys::socket::{setsockopt, sockopt};
 use tokio::net::{TcpStream, UnixStream};
-use tokio::sync::oneshot;
 use tokio::task::JoinSet;
 
 use super::error::NbdError;
+use super::lookup::lookup;
 use super::uri::{Address, Host};
 use crate::units::Millis;
 
@@ -57,8 +56,6 @@ impl Liveness {
 
 /// A further address is tried when the one before hasn't answered for this long (RFC 8305).
 const NEXT_ADDRESS_AFTER: Duration = Duration::from_millis(250);
-/// More than the C library's resolver takes.
-const LOOKUP_STACK: usize = 512 * 1024;
 
 /// A connected stream socket of either kind.
 #[derive(Debug)]
@@ -140,7 +137,7 @@ async fn resolve(host: &Host, port: u16) -> Result<Vec<SocketAddr>, NbdError> {
         host: name.clone(),
         error,
     };
-    let found = lookup(name.clone(), port).await.map_err(failed)?;
+    let found = lookup(&name, port).await.map_err(failed)?;
     let mut addresses: Vec<SocketAddr> = Vec::new();
     for address in found {
         if !addresses.contains(&address) {
@@ -151,23 +148,6 @@ async fn resolve(host: &Host, port: u16) -> Result<Vec<SocketAddr>, NbdError> {
         return Err(failed(io::Error::other("the name has no address")));
     }
     Ok(addresses)
-}
-
-/// A lookup can't be stopped, and takes half a minute where no name server answers. So each has a thread of its own:
-/// those that kernel calls run on are few, and must not wait for it.
-async fn lookup(name: String, port: u16) -> io::Result<Vec<SocketAddr>> {
-    let (tell, told) = oneshot::channel();
-    let look = move || {
-        let found = (name.as_str(), port).to_socket_addrs();
-        // Whoever asked may have given up.
-        let _ = tell.send(found.map(Iterator::collect));
-    };
-    thread::Builder::new()
-        .name("lookup".to_owned())
-        .stack_size(LOOKUP_STACK)
-        .spawn(look)?;
-    let ended = |_| Err(io::Error::other("the lookup ended abnormally"));
-    told.await.unwrap_or_else(ended)
 }
 
 /// The first address that answers; a slow or failing one only delays the next.
@@ -323,24 +303,6 @@ mod tests {
         assert!(text.contains(&bad.to_string()), "{text}");
         assert!(text.contains(&other.to_string()), "{text}");
         assert!(text.contains("refused"), "{text}");
-    }
-
-    #[test]
-    fn a_lookup_takes_no_thread_of_kernel_calls() {
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .max_blocking_threads(1)
-            .build()
-            .unwrap();
-        let (release, held) = std::sync::mpsc::channel::<()>();
-        runtime.block_on(async {
-            let call = tokio::task::spawn_blocking(move || held.recv());
-            let limit = Duration::from_secs(20);
-            let found = tokio::time::timeout(limit, lookup("localhost".to_owned(), 7)).await;
-            assert!(!found.unwrap().unwrap().is_empty());
-            drop(release);
-            assert!(call.await.unwrap().is_err());
-        });
     }
 
     #[tokio::test]

@@ -166,6 +166,15 @@ impl Plan {
         self.steps.is_empty() && self.refusals.is_empty()
     }
 
+    /// Settings of nodes that are there: they depend on nothing else, and are what an operator changes when a node is dead.
+    pub fn settings(&self, observed: &Observed) -> Vec<Step> {
+        let is_there = |step: &&Step| match &step.action {
+            Action::SetConduct { node, .. } => observed.nodes.contains_key(node),
+            _ => false,
+        };
+        self.steps.iter().filter(is_there).cloned().collect()
+    }
+
     fn refuse(&mut self, subject: String, reason: impl Into<String>, flag: Option<String>) {
         let reason = reason.into();
         self.refusals.push(Refusal {

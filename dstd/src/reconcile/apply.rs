@@ -1,10 +1,12 @@
 //! One shot: brings the kernel to the topology, or says why not.
-//! Called by `dstd plan` (survey only) and `dstd apply`. Changes nothing where a node can't be reached or a change is refused.
+//! Called by `dstd plan` (survey only) and `dstd apply`. Changes nothing but settings of nodes where a node can't be reached or a
+//! change is refused.
 
 use std::sync::Arc;
 
 use thiserror::Error;
 
+use super::calls::Calls;
 use super::execute::{Executor, Failure, Mode};
 use super::fence::{addresses, fence_once};
 use super::links::connect;
@@ -27,16 +29,24 @@ pub struct Applied {
 pub enum ApplyError {
     #[error(transparent)]
     Kernel(#[from] KernelError),
-    #[error("nothing was changed:\n{}", .0.join("\n"))]
-    Unreachable(Vec<String>),
-    #[error("nothing was changed, because part of it is refused:\n{0}")]
-    Refused(Plan),
+    #[error("nothing was changed{}:\n{}", but(.settings), .nodes.join("\n"))]
+    Unreachable { nodes: Vec<String>, settings: usize },
+    #[error("nothing was changed{}, because part of it is refused:\n{plan}", but(.settings))]
+    Refused { plan: Plan, settings: usize },
     #[error("{}", failed(.0))]
     Failed(Vec<Failure>),
     #[error(
         "all steps were done, and the kernel still doesn't show what was asked for; write raw table lines as `dmsetup table` prints them. Left to do:\n{0}"
     )]
     NoEnd(Plan),
+}
+
+fn but(settings: &usize) -> String {
+    match settings {
+        0 => String::new(),
+        1 => " but the settings of one node".to_owned(),
+        n => format!(" but the settings of {n} nodes"),
+    }
 }
 
 fn failed(failures: &[Failure]) -> String {
@@ -70,20 +80,38 @@ pub async fn apply<K: Kernel + 'static, C: Connector>(
     allowed: &Allowed,
     mut progress: impl FnMut(&Step),
 ) -> Result<Applied, ApplyError> {
+    // Before any node is asked: one that is dead doesn't answer, and that is when its settings matter.
+    let known = Survey::take(kernel, topology, &Probes::new()).await?;
+    let settings = plan(&known.desired, &known.observed, allowed).settings(&known.observed);
+    let executor = Executor {
+        kernel,
+        connector,
+        topology,
+        mode: Mode::Strict,
+        calls: &Calls::default(),
+    };
+    let failures = executor.execute(&settings, &mut progress).await;
+    if !failures.is_empty() {
+        return Err(ApplyError::Failed(failures));
+    }
+    let settings = settings.len();
     let (mut survey, probes) = survey(kernel, connector, topology).await?;
-    let mut applied = Applied::default();
+    let mut applied = Applied {
+        steps: settings,
+        ..Applied::default()
+    };
     for pass in 0..=PASSES {
         let plan = plan(&survey.desired, &survey.observed, allowed);
         if !plan.refusals.is_empty() {
             offer_misfits(kernel, connector, topology, &plan).await;
             return Err(match pass {
-                0 => ApplyError::Refused(plan),
+                0 => ApplyError::Refused { plan, settings },
                 _ => ApplyError::NoEnd(plan),
             });
         }
-        let unreachable = unreachable(&plan, &survey);
-        if !unreachable.is_empty() {
-            return Err(ApplyError::Unreachable(unreachable));
+        let nodes = unreachable(&plan, &survey);
+        if !nodes.is_empty() {
+            return Err(ApplyError::Unreachable { nodes, settings });
         }
         if plan.steps.is_empty() {
             fence_once(kernel, connector, &addresses(topology)).await?;
@@ -93,12 +121,6 @@ pub async fn apply<K: Kernel + 'static, C: Connector>(
         if pass == PASSES {
             return Err(ApplyError::NoEnd(plan));
         }
-        let executor = Executor {
-            kernel,
-            connector,
-            topology,
-            mode: Mode::Strict,
-        };
         let failures = executor.execute(&plan.steps, &mut progress).await;
         if !failures.is_empty() {
             return Err(ApplyError::Failed(failures));

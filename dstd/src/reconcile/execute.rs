@@ -1,5 +1,6 @@
 //! Carries out steps in order, and takes back what a failed device had half-made.
-//! Called by apply and run. Never reorders or invents steps; what it takes back is only what it did itself.
+//! Called by apply and run. Never reorders or invents steps; what it takes back is only what it did itself, and nothing of
+//! a device that a call hangs on.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -8,6 +9,7 @@ use nix::errno::Errno;
 use tracing::{info, warn};
 
 use super::blocking;
+use super::calls::Calls;
 use super::links::{LinkError, connect};
 use crate::kernel::{Connector, Flush, Kernel, KernelError};
 use crate::plan::{Action, Step};
@@ -43,6 +45,7 @@ pub struct Executor<'a, K, C> {
     pub connector: &'a Arc<C>,
     pub topology: &'a Topology,
     pub mode: Mode,
+    pub calls: &'a Calls,
 }
 
 impl<K, C> std::fmt::Debug for Executor<'_, K, C> {
@@ -100,21 +103,33 @@ impl<K: Kernel + 'static, C: Connector> Executor<'_, K, C> {
             return Ok(());
         }
         let action = action.clone();
-        Ok(blocking(self.kernel, move |kernel| call(kernel, &action)).await?)
+        match action.device().cloned() {
+            Some(device) => {
+                let call = move |kernel: &K| call(kernel, &action);
+                self.calls.about(&device, self.kernel, call).await
+            }
+            None => Ok(blocking(self.kernel, move |kernel| call(kernel, &action)).await?),
+        }
     }
 
     /// A device that was created goes; one that was there keeps its live table and its I/O.
     async fn take_back(&self, device: &DeviceName, done: Pending) {
-        let device = device.clone();
-        let result = blocking(self.kernel, move |kernel| {
+        if self.calls.hangs(device) {
+            warn!(
+                "device {device} is left as it is: a call about it hasn't returned; what it made is seen when it has"
+            );
+            return;
+        }
+        let name = device.clone();
+        let result = self.calls.about(device, self.kernel, move |kernel| {
             if done.created {
-                return kernel.remove(&device);
+                return kernel.remove(&name);
             }
             if done.loaded {
-                kernel.clear(&device)?;
+                kernel.clear(&name)?;
             }
             if done.suspended {
-                kernel.resume(&device)?;
+                kernel.resume(&name)?;
             }
             Ok(())
         });

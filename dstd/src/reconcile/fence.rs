@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use thiserror::Error;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::sleep;
 use tracing::{debug, info, warn};
@@ -16,7 +16,8 @@ use tracing::{debug, info, warn};
 use super::backoff::Backoff;
 use super::blocking;
 use crate::kernel::{
-    ConnectError, Connector, Fence, Fenced, Kernel, KernelError, KernelEvent, ObservedNode,
+    ConnectError, Connector, Fence, Fenced, Kernel, KernelError, KernelEvent, LinkState,
+    ObservedNode,
 };
 use crate::nbd::uri::NbdUri;
 use crate::topology::Topology;
@@ -118,6 +119,8 @@ struct Watcher<K, C> {
 /// A task that asks until there is nothing left to ask about.
 struct Asking {
     uri: NbdUri,
+    /// Told when the node has answered: pauses begin anew.
+    answered: Arc<Notify>,
     task: JoinHandle<()>,
 }
 
@@ -141,7 +144,10 @@ impl<K: Kernel + 'static, C: Connector> Watcher<K, C> {
                 changed = self.known.changed() => if changed.is_err() {
                     return;
                 },
-                () = something(&mut events) => {}
+                node = something(&mut events) => {
+                    let asked = self.asking.iter().filter(|((name, _), _)| Some(name) == node.as_ref());
+                    asked.for_each(|(_, asking)| asking.answered.notify_one());
+                }
                 () = sleep(LOOK) => {}
             }
         }
@@ -174,28 +180,36 @@ impl<K: Kernel + 'static, C: Connector> Watcher<K, C> {
             uri: uri.clone(),
             slot,
         };
+        let answered = Arc::new(Notify::new());
         let asking = Asking {
             uri: uri.clone(),
-            task: tokio::spawn(asker.serve()),
+            answered: Arc::clone(&answered),
+            task: tokio::spawn(asker.serve(answered)),
         };
         self.asking.insert(key, asking);
     }
 }
 
-/// Returns when the kernel has said something that is a reason to look.
-async fn something(events: &mut Option<mpsc::Receiver<KernelEvent>>) {
+/// Returns when the kernel has said something that is a reason to look: old links, or a node that has a new one.
+async fn something(events: &mut Option<mpsc::Receiver<KernelEvent>>) -> Option<NodeName> {
     let Some(receiver) = events else {
         return std::future::pending().await;
     };
     loop {
         match receiver.recv().await {
-            Some(KernelEvent::Fence { ambiguous, .. }) if ambiguous > 0 => return,
-            Some(KernelEvent::Overflow) => return,
+            Some(KernelEvent::Fence { ambiguous, .. }) if ambiguous > 0 => return None,
+            Some(KernelEvent::Overflow) => return None,
+            Some(KernelEvent::Link {
+                node,
+                state: LinkState::Live,
+                ..
+            }) => return Some(node),
             Some(_) => {}
             // It is subscribed to again at the next look, which isn't now: the module may be gone.
             None => {
                 *events = None;
-                return sleep(LOOK).await;
+                sleep(LOOK).await;
+                return None;
             }
         }
     }
@@ -211,7 +225,7 @@ struct Asker<K, C> {
 }
 
 impl<K: Kernel + 'static, C: Connector> Asker<K, C> {
-    async fn serve(self) {
+    async fn serve(self, answered: Arc<Notify>) {
         let mut backoff = Backoff::default();
         let mut said = String::new();
         let mut fenced = None;
@@ -232,7 +246,11 @@ impl<K: Kernel + 'static, C: Connector> Asker<K, C> {
                 warn!(node = %self.node, "node {}: the lost link of slot {} isn't fenced, will be tried again: {error}", self.node, self.slot);
                 said = error;
             }
-            sleep(backoff.next()).await;
+            tokio::select! {
+                () = sleep(backoff.next()) => {}
+                // Its server is back: the pauses had grown while it was away.
+                () = answered.notified() => backoff.reset(),
+            }
         }
     }
 

@@ -206,6 +206,25 @@ async fn a_server_that_cannot_be_reached_is_asked_until_it_can() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_server_that_is_back_is_asked_at_once() {
+    let world = World::new(ours(1), 1).await;
+    let server = world.nodes.exports().remove("nbd://a/").unwrap();
+    let _fencer = world.fencer();
+    world.lose(&[0]);
+    // By now there is half a minute between tries.
+    sleep(LONG * 10).await;
+    world.serves(server);
+    let back = Instant::now();
+    world.connect(1).await;
+    world.until_unfenced_are(&[]).await;
+    assert!(
+        back.elapsed() < Duration::from_secs(1),
+        "{:?}",
+        back.elapsed()
+    );
+}
+
+#[tokio::test(start_paused = true)]
 async fn one_fence_covers_all_old_links_of_a_slot() {
     let world = World::new(ours(1), 1).await;
     world.lose(&[0]);

@@ -11,8 +11,8 @@ use super::run::{Daemon, Pass};
 use super::worker::{Answer, Report, Want, Worker};
 use super::*;
 use crate::kernel::sim::{HANDSHAKE, SimKernel, SimNodes, export};
-use crate::kernel::{Access, Conduct, DmUuid, Kernel, KernelEvent, NbdFlags};
-use crate::plan::Connect;
+use crate::kernel::{Access, Conduct, DmUuid, Kernel, KernelEvent, NbdFlags, Policy};
+use crate::plan::{Allowed, Connect};
 use crate::topology::Topology;
 use crate::units::NodeName;
 
@@ -21,6 +21,7 @@ const MOMENT: Duration = Duration::from_millis(100);
 
 struct World {
     kernel: Arc<SimKernel>,
+    nodes: Arc<SimNodes>,
     daemon: Daemon<SimKernel, SimNodes>,
     inbox: mpsc::UnboundedReceiver<Report>,
     passes: usize,
@@ -46,8 +47,9 @@ impl World {
         nodes.silent().remove(&uri);
         nodes.exports().insert(uri, export(8, 0));
         let topology = Topology::parse_one("t.yaml", format!("{text}devices:\n{devices}"));
-        let (daemon, inbox) = Daemon::new(kernel.clone(), nodes, topology.unwrap());
+        let (daemon, inbox) = Daemon::new(kernel.clone(), nodes.clone(), topology.unwrap());
         World {
+            nodes,
             kernel,
             daemon,
             inbox,
@@ -172,20 +174,6 @@ async fn a_server_that_drops_every_link_at_once_is_not_asked_without_end() {
 }
 
 #[tokio::test]
-async fn a_call_that_the_kernel_does_not_end_is_left_behind() {
-    let kernel = Arc::new(SimKernel::default());
-    let (release, held) = std::sync::mpsc::channel::<()>();
-    let stuck = blocking_for(Duration::from_millis(1), &kernel, move |_| {
-        let _ = held.recv();
-        Ok(())
-    });
-    let error = stuck.await.unwrap_err().to_string();
-    assert!(error.contains("it waits for a device"), "{error}");
-    assert!(blocking(&kernel, |kernel| kernel.nodes()).await.is_ok());
-    drop(release);
-}
-
-#[tokio::test]
 async fn lost_data_is_counted_where_the_operator_looks() {
     let mut world = World::new(0);
     let node = good();
@@ -199,6 +187,24 @@ async fn lost_data_is_counted_where_the_operator_looks() {
         status.contains("DATA LOST by node zz-good (2 times"),
         "{status}"
     );
+}
+
+#[tokio::test]
+async fn missed_events_are_told_where_the_operator_looks() {
+    let mut world = World::new(0);
+    let pass = Pass::default();
+    assert!(!world.daemon.status(&pass).contains("missed"));
+    world.daemon.note(&KernelEvent::Overflow);
+    let status = world.daemon.status(&pass);
+    assert!(status.contains("events missed 1 times"), "{status}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_nodes_task_that_ended_is_started_again() {
+    let mut world = World::new(0);
+    world.nodes.broken().insert(format!("nbd://{}/", good()));
+    world.run(World::is_live).await;
+    assert!(world.nodes.broken().is_empty(), "it has panicked once");
 }
 
 #[tokio::test]
@@ -241,12 +247,71 @@ async fn a_lost_link_does_not_wait_for_a_device_that_hangs() {
     assert!(lines[0].args.contains("no_discard"), "{lines:?}");
 }
 
+#[tokio::test]
+async fn the_daemon_hears_of_a_lost_link_while_a_step_hangs() {
+    let mut world = World::new(0);
+    world.run(World::is_live).await;
+    world
+        .run(|world| !world.kernel.devices().unwrap()[0].suspended)
+        .await;
+    let World {
+        kernel,
+        nodes,
+        daemon,
+        ..
+    } = world;
+    drop(daemon);
+    let name = good();
+    let dir = tempfile::tempdir().unwrap();
+    let text = format!(
+        "version: 1\nnodes:\n  {name}: {{uri: 'nbd://{name}/'}}\n\
+         devices:\n  {name}: {{no_discard: true, table: [dst: {{node: {name}, length: 8s}}]}}\n"
+    );
+    std::fs::write(dir.path().join("t.yaml"), text).unwrap();
+    let (release, held) = std::sync::mpsc::channel();
+    kernel.state().hold = Some(held);
+    let paths = vec![dir.path().to_owned()];
+    let daemon = tokio::spawn(run(kernel.clone(), nodes, paths));
+    // Before the hanging call is given up, which would let the loop go on, too.
+    let soon = Duration::from_secs(20);
+    let wait = async |what: &str, is_so: &dyn Fn() -> bool| {
+        let reached = async {
+            while !is_so() {
+                sleep(Duration::from_millis(1)).await;
+            }
+        };
+        assert!(timeout(soon, reached).await.is_ok(), "never: {what}");
+    };
+    wait("its suspend hangs", &|| kernel.state().hold.is_none()).await;
+    kernel.lose_links(&name, &[0]);
+    let is_live = || kernel.state().nodes[&name].live == 1;
+    wait("the link is back", &is_live).await;
+    assert!(
+        kernel
+            .state()
+            .calls
+            .last()
+            .unwrap()
+            .starts_with("links_set")
+    );
+    drop(release);
+    let is_loaded = || {
+        let device = &kernel.devices().unwrap()[0];
+        !device.suspended && device.lines[0].args.contains("no_discard")
+    };
+    wait("the change is complete", &is_loaded).await;
+    daemon.abort();
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_glance_brings_links_back_and_takes_no_step() {
     let mut world = World::new(0);
     world.run(World::is_live).await;
     let pass = world.daemon.pass().await.unwrap();
     assert_eq!(pass.steps, 0);
+    // The node's task has met all it was told.
+    sleep(MOMENT * 10).await;
+    while world.inbox.try_recv().is_ok() {}
     let text = format!(
         "version: 1\nnodes:\n  {0}: {{uri: 'nbd://{0}/', policy: error}}\ndevices: {{}}\n",
         good()
@@ -259,7 +324,44 @@ async fn a_glance_brings_links_back_and_takes_no_step() {
     world.daemon.glance().await.unwrap();
     timeout(LONG, world.inbox.recv()).await.unwrap().unwrap();
     assert!(world.is_live());
-    // The task sets what its node should be before its link; the device is left as it is.
+    // The device is left as it is.
     let calls = world.kernel.state().calls[before..].to_vec();
     assert_eq!(calls, ["set_conduct zz-good", "links_set zz-good"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_settings_of_a_dead_node_change_at_once() {
+    let mut world = World::new(0);
+    world.run(World::is_live).await;
+    let uri = format!("nbd://{}/", good());
+    world.nodes.silent().insert(uri);
+    world.kernel.lose_links(&good(), &[0]);
+    let text = |policy: &str| {
+        let text = format!(
+            "version: 1\nnodes:\n  {0}: {{uri: 'nbd://{0}/', policy: {policy}}}\n\
+             devices:\n  {0}: {{table: [dst: {{node: {0}, length: 8s}}]}}\n",
+            good()
+        );
+        Topology::parse_one("t.yaml", text).unwrap()
+    };
+    let begun = Instant::now();
+    let kernel = Arc::clone(&world.kernel);
+    let policy = || kernel.state().nodes[&good()].conduct.policy;
+    // By the daemon, without a pass.
+    world.daemon.replace(text("error"));
+    world.daemon.glance().await.unwrap();
+    assert_eq!(policy(), Policy::Error);
+    drop(world.daemon);
+    // By hand: before the node is asked, which fails.
+    let (queue, allowed) = (text("queue"), Allowed::default());
+    let apply = apply(&kernel, &world.nodes, &queue, &allowed, |_| {
+        assert!(begun.elapsed() < HANDSHAKE);
+    });
+    let error = apply.await.unwrap_err().to_string();
+    assert!(
+        error.contains("nothing was changed but the settings of one node")
+            && error.contains("no answer"),
+        "{error}"
+    );
+    assert_eq!(policy(), Policy::Queue);
 }

@@ -16,7 +16,7 @@ use crate::kernel::{
 };
 use crate::nbd::uri::NbdUri;
 use crate::plan::{Connect, missing_slots, other_address, other_identity};
-use crate::units::{Generation, NodeName, Session, Slot};
+use crate::units::{DeviceName, Generation, NodeName, Session, Slot};
 
 #[derive(Clone, Debug, Error)]
 pub enum LinkError {
@@ -26,6 +26,10 @@ pub enum LinkError {
     Kernel(#[from] KernelError),
     #[error("node {0}: no table names it any more")]
     Gone(NodeName),
+    #[error(
+        "device {0}: an earlier call about it hasn't returned; nothing is done to it until it has"
+    )]
+    Hangs(DeviceName),
     #[error("node {node} has {live} of {wanted} links, and the next one fails: {error}")]
     Fewer {
         node: NodeName,

@@ -9,7 +9,7 @@ use std::time::Duration;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
-use super::blocking;
+use super::{blocking, blocking_dm};
 use crate::kernel::{Access, Connector, Kernel, KernelError, Negotiated, ObservedNode};
 use crate::nbd::uri::NbdUri;
 use crate::plan::{Desired, Observed, desire};
@@ -48,15 +48,12 @@ impl Survey {
 
 /// What the kernel has. Probes are left empty.
 pub async fn observe<K: Kernel + 'static>(kernel: &Arc<K>) -> Result<Observed, KernelError> {
-    blocking(kernel, |kernel| {
-        let nodes = kernel.nodes()?;
-        Ok(Observed {
-            devices: kernel.devices()?,
-            nodes: nodes.into_iter().map(|n| (n.name.clone(), n)).collect(),
-            probes: Probes::new(),
-        })
+    let nodes = blocking(kernel, K::nodes).await?;
+    Ok(Observed {
+        devices: blocking_dm(kernel, K::devices).await?,
+        nodes: nodes.into_iter().map(|n| (n.name.clone(), n)).collect(),
+        probes: Probes::new(),
     })
-    .await
 }
 
 /// The local disks that the topology names.
@@ -69,7 +66,7 @@ pub async fn locals<K: Kernel + 'static>(
         .values()
         .flat_map(|d| locals_of(&d.spec))
         .collect();
-    blocking(kernel, move |kernel| {
+    blocking_dm(kernel, move |kernel| {
         let look = |path: PathBuf| {
             let facts = kernel.local_device(&path).map(|local| LocalFacts {
                 size: local.size,

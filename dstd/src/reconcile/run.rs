@@ -10,9 +10,11 @@ use std::time::Duration;
 use thiserror::Error;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
-use tokio::time::{Instant, sleep_until};
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, sleep_until, timeout};
 use tracing::{debug, error, info, warn};
 
+use super::calls::Calls;
 use super::execute::{Executor, Mode};
 use super::fence::{Fencer, addresses};
 use super::files::{Files, Read};
@@ -30,6 +32,8 @@ const TICK: Duration = Duration::from_secs(2);
 const IDLE: Duration = Duration::from_secs(10);
 /// Passes in a row that may take steps before the loop slows down: what they do doesn't last.
 const BUSY: u32 = 8;
+/// How long steps that are under way are waited for at the end; less than systemd's own limit.
+const LAST_STEPS: Duration = Duration::from_secs(60);
 const FIRST_RETRY: Duration = Duration::from_millis(500);
 const LONGEST_RETRY: Duration = Duration::from_secs(30);
 
@@ -48,7 +52,8 @@ pub enum RunError {
 pub struct Daemon<K, C> {
     kernel: Arc<K>,
     connector: Arc<C>,
-    topology: Topology,
+    topology: Arc<Topology>,
+    calls: Calls,
     workers: BTreeMap<NodeName, Worker>,
     reports: mpsc::UnboundedSender<Report>,
     probes: Probes,
@@ -62,6 +67,8 @@ pub struct Daemon<K, C> {
     said: BTreeSet<String>,
     /// How often each node's server came back without acknowledged writes.
     data_lost: BTreeMap<NodeName, u64>,
+    /// How often events were missed.
+    missed: u64,
 }
 
 /// What a pass came to.
@@ -83,6 +90,20 @@ struct Look {
     wants: BTreeMap<NodeName, Want>,
 }
 
+/// A pass whose steps are still to be taken.
+struct Begun {
+    look: Look,
+    steps: Vec<Step>,
+    topology: Arc<Topology>,
+}
+
+/// A pass whose steps are under way, on a task of their own: one that hangs must hold up neither events, nor what nodes
+/// say, nor the watchdog.
+struct Working {
+    begun: Begun,
+    task: JoinHandle<usize>,
+}
+
 impl<K: Kernel + 'static, C: Connector> Daemon<K, C> {
     pub fn new(
         kernel: Arc<K>,
@@ -93,7 +114,8 @@ impl<K: Kernel + 'static, C: Connector> Daemon<K, C> {
         let mut daemon = Self {
             kernel,
             connector,
-            topology: Topology::default(),
+            topology: Arc::default(),
+            calls: Calls::default(),
             workers: BTreeMap::new(),
             reports,
             probes: Probes::new(),
@@ -102,6 +124,7 @@ impl<K: Kernel + 'static, C: Connector> Daemon<K, C> {
             refresh: BTreeSet::new(),
             said: BTreeSet::new(),
             data_lost: BTreeMap::new(),
+            missed: 0,
         };
         daemon.replace(topology);
         daemon.refresh.clear();
@@ -110,13 +133,32 @@ impl<K: Kernel + 'static, C: Connector> Daemon<K, C> {
 
     /// Takes a new topology: nodes whose URI changed, and new ones, start from nothing.
     pub fn replace(&mut self, topology: Topology) {
-        self.topology = topology;
+        self.topology = Arc::new(topology);
         let nodes = &self.topology.nodes;
         self.workers
             .retain(|name, worker| nodes.get(name).is_some_and(|n| n.spec.uri == worker.uri));
         self.probes
             .retain(|name, _| self.workers.contains_key(name));
-        for (name, node) in nodes {
+        self.start_workers();
+        let items = self.topology.devices.values().flat_map(|d| &d.spec.table);
+        self.refresh = items
+            .filter_map(|item| match item {
+                Item::Dst(dst) if dst.length.is_none() => Some(dst.node.clone()),
+                _ => None,
+            })
+            .collect();
+    }
+
+    /// Those that are missing, and those that have ended: a node isn't left alone for what went wrong in one try.
+    fn start_workers(&mut self) {
+        self.workers.retain(|name, worker| {
+            let ended = worker.has_ended();
+            if ended {
+                error!(node = %name, "node {name}: its task ended, which is a fault in dstd; it is started again");
+            }
+            !ended
+        });
+        for (name, node) in &self.topology.nodes {
             self.workers.entry(name.clone()).or_insert_with(|| {
                 Worker::start(
                     name.clone(),
@@ -127,37 +169,59 @@ impl<K: Kernel + 'static, C: Connector> Daemon<K, C> {
                 )
             });
         }
-        let items = self.topology.devices.values().flat_map(|d| &d.spec.table);
-        self.refresh = items
-            .filter_map(|item| match item {
-                Item::Dst(dst) if dst.length.is_none() => Some(dst.node.clone()),
-                _ => None,
-            })
-            .collect();
     }
 
     /// Looks, plans and acts once.
+    #[cfg(test)]
     pub async fn pass(&mut self) -> Result<Pass, KernelError> {
+        let begun = self.begin().await?;
+        let failures = self.steps(&begun).await;
+        Ok(self.finish(begun, failures))
+    }
+
+    /// Looks and plans, and tells the nodes that are there what they lack: they don't wait for steps of devices, which may
+    /// take long.
+    async fn begin(&mut self) -> Result<Begun, KernelError> {
+        self.start_workers();
         let look = self.look().await?;
         self.say(&look.plan);
         self.doubt(&look.plan);
-        // Nodes that are there don't wait for steps of devices, which may take long; others exist once a table names them.
         self.tell(&look, true);
-        let steps = steps_of_devices(&look.plan);
-        let executor = Executor {
-            kernel: &self.kernel,
-            connector: &self.connector,
-            topology: &self.topology,
-            mode: Mode::Lenient,
-        };
-        let failures = executor.execute(&steps, |_| {}).await;
-        self.tell(&look, false);
-        Ok(Pass {
-            steps: steps.len(),
-            failures: failures.len(),
-            refusals: look.plan.refusals.len(),
-            wanting: look.wants.into_keys().collect(),
+        Ok(Begun {
+            steps: steps_of_devices(&look.plan),
+            look,
+            topology: Arc::clone(&self.topology),
         })
+    }
+
+    /// Takes the steps, and answers with how many failed. It needs nothing of the daemon, which goes on meanwhile.
+    fn steps(&self, begun: &Begun) -> impl Future<Output = usize> + Send + use<K, C> {
+        let (kernel, connector) = (Arc::clone(&self.kernel), Arc::clone(&self.connector));
+        let (topology, calls) = (Arc::clone(&begun.topology), self.calls.clone());
+        let steps = begun.steps.clone();
+        async move {
+            let executor = Executor {
+                kernel: &kernel,
+                connector: &connector,
+                topology: &topology,
+                mode: Mode::Lenient,
+                calls: &calls,
+            };
+            executor.execute(&steps, |_| {}).await.len()
+        }
+    }
+
+    fn finish(&mut self, begun: Begun, failures: usize) -> Pass {
+        // Those that weren't there exist now, if a table names them.
+        if Arc::ptr_eq(&begun.topology, &self.topology) {
+            self.tell(&begun.look, false);
+        }
+        Pass {
+            steps: begun.steps.len(),
+            failures,
+            refusals: begun.look.plan.refusals.len(),
+            wanting: begun.look.wants.into_keys().collect(),
+        }
     }
 
     /// What a node said a while ago keeps it from being connected: it isn't believed any longer. Connecting it checks the
@@ -170,9 +234,19 @@ impl<K: Kernel + 'static, C: Connector> Daemon<K, C> {
         }
     }
 
-    /// Looks, and tells the nodes that are there what they lack: steps that failed have to wait, links needn't.
-    pub async fn glance(&self) -> Result<(), KernelError> {
+    /// Looks, and tells the nodes that are there what they lack: steps that failed have to wait, links and settings needn't.
+    pub async fn glance(&mut self) -> Result<(), KernelError> {
+        self.start_workers();
         let look = self.look().await?;
+        let settings = look.plan.settings(&look.survey.observed);
+        let executor = Executor {
+            kernel: &self.kernel,
+            connector: &self.connector,
+            topology: &self.topology,
+            mode: Mode::Lenient,
+            calls: &self.calls,
+        };
+        executor.execute(&settings, |_| {}).await;
         self.tell(&look, true);
         Ok(())
     }
@@ -259,6 +333,12 @@ impl<K: Kernel + 'static, C: Connector> Daemon<K, C> {
                 let why = reason.as_deref().unwrap_or("it is lost");
                 info!(%node, "node {node}: the link of slot {slot}, generation {generation}, left {ambiguous} ranges that it may still write ({why})");
             }
+            KernelEvent::Overflow => {
+                warn!(
+                    "events of the kernel were missed, losses of data perhaps among them: the kernel's log has those, and `dstd status` how things are"
+                );
+                self.missed += 1;
+            }
             other => debug!(event = ?other, "kernel event"),
         }
     }
@@ -301,6 +381,9 @@ impl<K: Kernel + 'static, C: Connector> Daemon<K, C> {
         }
         for (node, times) in &self.data_lost {
             text += &format!("; DATA LOST by node {node} ({times} times, see the log)");
+        }
+        if self.missed > 0 {
+            text += &format!("; events missed {} times (see the log)", self.missed);
         }
         text
     }
@@ -355,6 +438,8 @@ enum Wake {
     Time,
     Topology(Read),
     Hangup,
+    /// The steps are taken; so many failed.
+    Done(usize),
     End,
 }
 
@@ -396,7 +481,14 @@ impl Wakers {
         }
     }
 
-    async fn next(&mut self, until: Instant) -> Wake {
+    async fn next(&mut self, until: Instant, working: &mut Option<Working>) -> Wake {
+        let done = async {
+            match working {
+                // A panic is a failure, too.
+                Some(working) => (&mut working.task).await.unwrap_or(1),
+                None => std::future::pending().await,
+            }
+        };
         let event = async {
             match &mut self.events {
                 Some(events) => events.recv().await,
@@ -409,6 +501,7 @@ impl Wakers {
             _ = self.interrupt.recv() => Wake::End,
             _ = self.hangup.recv() => Wake::Hangup,
             read = self.files.next() => Wake::Topology(read),
+            failures = done => Wake::Done(failures),
             Some(report) = self.reports.recv() => Wake::Report(report),
             event = event => match event {
                 Some(event) => Wake::Event(event),
@@ -438,21 +531,27 @@ pub async fn run<K: Kernel + 'static, C: Connector>(
         addresses(&daemon.topology),
     );
     let mut schedule = Schedule::new();
+    let mut working = None;
     loop {
-        if schedule.due() {
-            turn(&mut daemon, &mut schedule).await?;
+        if working.is_none() && schedule.due() {
+            working = turn(&mut daemon, &mut schedule).await?;
         }
         notify::alive();
-        let changed = match wakers.next(schedule.wake()).await {
+        let until = schedule.wake(working.is_some());
+        let changed = match wakers.next(until, &mut working).await {
             Wake::End => break,
+            Wake::Done(failures) => {
+                if let Some(Working { begun, .. }) = working.take() {
+                    done(&mut daemon, &mut schedule, begun, failures);
+                }
+                false
+            }
             Wake::Hangup => {
                 wakers.files.read_again();
                 false
             }
-            Wake::Topology(read) => {
-                reload(&mut daemon, &fencer, read, &mut schedule);
-                false
-            }
+            // Settings are in force at once, also while passes fail and have to wait.
+            Wake::Topology(read) => reload(&mut daemon, &fencer, read),
             Wake::Report(report) => daemon.hear(report),
             Wake::Event(event) => {
                 daemon.note(&event);
@@ -467,8 +566,8 @@ pub async fn run<K: Kernel + 'static, C: Connector>(
                 false
             }
         };
-        if changed
-            && !schedule.soon()
+        let must_wait = changed && !schedule.soon();
+        if (must_wait || changed && working.is_some())
             && let Err(error) = daemon.glance().await
         {
             debug!(%error, "the kernel can't be looked at");
@@ -476,18 +575,25 @@ pub async fn run<K: Kernel + 'static, C: Connector>(
     }
     info!("ending; devices and links stay as they are");
     notify::stopping();
+    // Half a change isn't left behind: a device may be suspended.
+    if let Some(Working { task, .. }) = working
+        && timeout(LAST_STEPS, task).await.is_err()
+    {
+        warn!("a step hangs; what it does is left to it, and the rest to the next dstd");
+    }
     Ok(())
 }
 
 async fn turn<K: Kernel + 'static, C: Connector>(
     daemon: &mut Daemon<K, C>,
     schedule: &mut Schedule,
-) -> Result<(), RunError> {
-    match daemon.pass().await {
-        Ok(pass) => {
-            debug!(?pass, "pass");
-            schedule.after(&pass);
-            notify::state(schedule.ready(daemon.settled(&pass)), &daemon.status(&pass));
+) -> Result<Option<Working>, RunError> {
+    match daemon.begin().await {
+        Ok(begun) if begun.steps.is_empty() => done(daemon, schedule, begun, 0),
+        Ok(begun) => {
+            schedule.first = false;
+            let task = tokio::spawn(daemon.steps(&begun));
+            return Ok(Some(Working { begun, task }));
         }
         Err(error) if schedule.first => return Err(error.into()),
         Err(error) => {
@@ -496,24 +602,36 @@ async fn turn<K: Kernel + 'static, C: Connector>(
         }
     }
     schedule.first = false;
-    Ok(())
+    Ok(None)
+}
+
+fn done<K: Kernel + 'static, C: Connector>(
+    daemon: &mut Daemon<K, C>,
+    schedule: &mut Schedule,
+    begun: Begun,
+    failures: usize,
+) {
+    let pass = daemon.finish(begun, failures);
+    debug!(?pass, "pass");
+    schedule.after(&pass);
+    notify::state(schedule.ready(daemon.settled(&pass)), &daemon.status(&pass));
 }
 
 fn reload<K: Kernel + 'static, C: Connector>(
     daemon: &mut Daemon<K, C>,
     fencer: &Fencer,
     read: Read,
-    schedule: &mut Schedule,
-) {
+) -> bool {
     match read {
         Ok(topology) => {
             info!("topology read again");
             fencer.tell(addresses(&topology));
             daemon.replace(topology);
-            schedule.soon();
+            true
         }
         Err(errors) => {
-            error!("the topology has errors, the last good one stays in force:\n{errors}")
+            error!("the topology has errors, the last good one stays in force:\n{errors}");
+            false
         }
     }
 }
@@ -543,8 +661,10 @@ impl Schedule {
         Instant::now() >= self.next
     }
 
-    fn wake(&self) -> Instant {
-        self.next.min(Instant::now() + TICK)
+    /// While steps are under way their end is what the next pass waits for.
+    fn wake(&self, working: bool) -> Instant {
+        let tick = Instant::now() + TICK;
+        if working { tick } else { self.next.min(tick) }
     }
 
     fn after(&mut self, pass: &Pass) {

@@ -1,6 +1,7 @@
 //! apply and the daemon's passes against the simulated kernel, case by case.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::run::Daemon;
 use super::worker::{Answer, Report};

@@ -73,6 +73,11 @@ impl Worker {
         Self { uri, want, task }
     }
 
+    /// It doesn't end by itself: something in it panicked.
+    pub fn has_ended(&self) -> bool {
+        self.task.is_finished()
+    }
+
     /// Said anew after every pass, so that a want which was met in vain is met again.
     pub fn tell(&self, want: Want) {
         if want != Want::Nothing || *self.want.borrow() != Want::Nothing {

@@ -21,6 +21,8 @@ pub struct SimNodes {
     fences: Arc<Mutex<Vec<Fence>>>,
     /// URIs that never answer.
     silent: Arc<Mutex<BTreeSet<String>>>,
+    /// URIs that whoever asks them panics at, once.
+    broken: Arc<Mutex<BTreeSet<String>>>,
     /// Slots whose connections are refused.
     refused: Arc<Mutex<BTreeSet<Slot>>>,
     /// Slots whose old links still have requests under way: their fences aren't answered.
@@ -48,6 +50,10 @@ impl SimNodes {
         lock(&self.silent)
     }
 
+    pub fn broken(&self) -> MutexGuard<'_, BTreeSet<String>> {
+        lock(&self.broken)
+    }
+
     pub fn refused(&self) -> MutexGuard<'_, BTreeSet<Slot>> {
         lock(&self.refused)
     }
@@ -58,6 +64,11 @@ impl SimNodes {
 
     async fn export(&self, uri: &NbdUri) -> Result<Negotiated, ConnectError> {
         let name = uri.to_string();
+        let broken = self.broken().remove(&name);
+        assert!(
+            !broken,
+            "a fault in whoever asks {name}, as a test wants it"
+        );
         if self.silent().contains(&name) {
             return self.no_answer(uri).await;
         }
