@@ -56,6 +56,7 @@ struct dmdst_sync {
 	u64			need;	/* writes that must be durable */
 	const struct dmdst_target *target; /* whose wait this is */
 	struct dmdst_seat	*seat;	/* of a flush bio; NULL: a write with FUA */
+	u32			fails;	/* the node's, when the wait came */
 	u32			birth;	/* of that write's link */
 	bool			redo;	/* the write is lost: again */
 	blk_status_t		status;

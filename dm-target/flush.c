@@ -127,6 +127,13 @@ static bool dmdst_sync_goes_back(struct dmdst_node *node, struct dmdst_sync *syn
 	return !node->nr_live && dm_noflush_suspending(sync->target->ti);
 }
 
+/* Has there been a fail-pending since, which found it nowhere? */
+static bool dmdst_sync_is_failed(struct dmdst_node *node, struct dmdst_sync *sync)
+{
+	lockdep_assert_held(&node->lock);
+	return sync->fails != node->fails;
+}
+
 /* True: @sync is over at once, with its status, or its write is lost. */
 static bool dmdst_sync_is_over(struct dmdst_node *node, struct dmdst_sync *sync)
 {
@@ -144,6 +151,10 @@ static bool dmdst_sync_is_over(struct dmdst_node *node, struct dmdst_sync *sync)
 	}
 	if (sync->need <= flush->seq.durable) {
 		sync->status = BLK_STS_OK;
+		return true;
+	}
+	if (dmdst_sync_is_failed(node, sync)) {
+		sync->status = BLK_STS_TRANSPORT;
 		return true;
 	}
 	sync->status = BLK_STS_DM_REQUEUE;

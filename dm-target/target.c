@@ -43,25 +43,68 @@ void dmdst_target_node_is_live(struct dmdst_target *t)
  */
 static void dmdst_round_run(struct dmdst_target *t);
 
+/* The fail-pendings so far of all its nodes. */
+static u32 dmdst_target_fails(const struct dmdst_target *t)
+{
+	u32 fails = 0;
+	unsigned int i;
+
+	for (i = 0; i < t->nr_uses; i++)
+		fails += READ_ONCE(t->uses[i]->node->fails);
+	return fails;
+}
+
+/*
+ * A round begins with the bios of @from that no fail-pending has met while they
+ * waited, and is failed by those to come: dmdst_sync_is_over(). Others: @failed.
+ */
+static void dmdst_round_begin(struct dmdst_target *t, struct bio_list *from,
+			      struct bio_list *failed)
+{
+	struct dmdst_req *req;
+	struct bio *bio;
+	u32 fails = 0;
+	unsigned int i;
+
+	lockdep_assert_held(&t->round_lock);
+	for (i = 0; i < t->nr_uses; i++) {
+		t->uses[i]->sync.fails = READ_ONCE(t->uses[i]->node->fails);
+		fails += t->uses[i]->sync.fails;
+	}
+	bio_list_init(&t->round_now);
+	while ((bio = bio_list_pop(from))) {
+		req = dm_per_bio_data(bio, sizeof(*req));
+		bio_list_add(req->fails == fails ? &t->round_now : failed, bio);
+	}
+	t->round_busy = !bio_list_empty(&t->round_now);
+}
+
+static void dmdst_end_bios(struct bio_list *bios, blk_status_t status)
+{
+	struct bio *bio;
+
+	while ((bio = bio_list_pop(bios))) {
+		bio->bi_status = status;
+		bio_endio(bio);
+	}
+}
+
+/* True: there is another one, so that @t can't go. */
 static bool dmdst_round_end(struct dmdst_target *t)
 {
 	blk_status_t status = t->round_status;
+	struct bio_list failed = BIO_EMPTY_LIST;
 	struct bio_list ended;
-	struct bio *bio;
 	bool again;
 
 	spin_lock(&t->round_lock);
 	ended = t->round_now;
-	t->round_now = t->round_next;
-	bio_list_init(&t->round_next);
-	again = !bio_list_empty(&t->round_now);
-	t->round_busy = again;
+	dmdst_round_begin(t, &t->round_next, &failed);
+	again = t->round_busy;
 	spin_unlock(&t->round_lock);
 
-	while ((bio = bio_list_pop(&ended))) {
-		bio->bi_status = status;
-		bio_endio(bio);
-	}
+	dmdst_end_bios(&ended, status);
+	dmdst_end_bios(&failed, BLK_STS_TRANSPORT);
 	return again;
 }
 
@@ -103,6 +146,8 @@ static bool dmdst_target_is_clean(struct dmdst_target *t)
 
 static void dmdst_map_flush(struct dmdst_target *t, struct bio *bio)
 {
+	struct dmdst_req *req = dm_per_bio_data(bio, sizeof(*req));
+	struct bio_list failed = BIO_EMPTY_LIST;
 	bool run;
 
 	if (dmdst_target_is_clean(t)) {
@@ -111,9 +156,14 @@ static void dmdst_map_flush(struct dmdst_target *t, struct bio *bio)
 	}
 	spin_lock(&t->round_lock);
 	run = !t->round_busy;
-	t->round_busy = true;
-	bio_list_add(run ? &t->round_now : &t->round_next, bio);
+	req->fails = dmdst_target_fails(t);
+	bio_list_add(&t->round_next, bio);
+	if (run) {
+		dmdst_round_begin(t, &t->round_next, &failed);
+		run = t->round_busy;
+	}
 	spin_unlock(&t->round_lock);
+	dmdst_end_bios(&failed, BLK_STS_TRANSPORT);
 	if (run)
 		dmdst_round_run(t);
 }
