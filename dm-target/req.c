@@ -156,7 +156,7 @@ void dmdst_req_answered(struct dmdst_req *req)
 	if (req->sync_after) {
 		dmdst_req_move(req, DMDST_REQ_SYNCING);
 		req->sync.birth = req->birth;
-		req->sync.fails = READ_ONCE(node->fails);
+		req->sync.fails = req->fails;
 		dmdst_flush_wait(node, &req->sync);
 		return;
 	}
