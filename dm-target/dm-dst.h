@@ -158,13 +158,13 @@ bool dmdst_fence_detach(struct dmdst_link *link, u16 slot);
 void dmdst_fence_answered(struct dmdst_link *link, u16 slot, struct list_head *freed);
 void dmdst_fence_contest(struct dmdst_link *link);
 void dmdst_fence_heard(struct dmdst_link *link, u16 slot);
-void dmdst_fence_lift(struct dmdst_node *node, u64 old, const char *why);
+void dmdst_fence_all(struct dmdst_node *node);
+void dmdst_fence_one(struct dmdst_node *node, u32 slot, u32 generation);
+void dmdst_fence_quiet(struct dmdst_node *node);
 void dmdst_fence_unbar(struct dmdst_node *node);
-u64 dmdst_fence_quiet(struct dmdst_node *node);
 bool dmdst_fence_needs_probe(struct dmdst_node *node);
 void dmdst_fence_take(struct dmdst_node *node, const struct dmdst_target *target,
 		      struct list_head *taken);
-u64 dmdst_fence_find(struct dmdst_node *node, u32 slot, u32 generation);
 unsigned int dmdst_fence_ambiguous(struct dmdst_node *node,
 				   const struct dmdst_link *of);
 

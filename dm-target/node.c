@@ -488,7 +488,6 @@ void dmdst_node_guarded(struct dmdst_link *lost)
 int dmdst_node_fenced(struct dmdst_node *node, u32 slot, u32 generation)
 {
 	struct dmdst_link *link;
-	u64 old;
 
 	lockdep_assert_held(&node->conf);
 	if (generation > node->generation)
@@ -499,9 +498,7 @@ int dmdst_node_fenced(struct dmdst_node *node, u32 slot, u32 generation)
 			dmdst_link_fenced(link);
 	spin_unlock(&node->lock);
 
-	old = dmdst_fence_find(node, slot, generation);
-	if (old)
-		dmdst_fence_lift(node, old, "fenced by its server");
+	dmdst_fence_one(node, slot, generation);
 	return 0;
 }
 

@@ -116,15 +116,12 @@ static void dmdst_tick_work(struct work_struct *work)
 	struct dmdst_node *node = container_of(to_delayed_work(work),
 					       struct dmdst_node, tick);
 	unsigned int noio = memalloc_noio_save();
-	u64 quiet;
 
 	dmdst_tick_links(node);
 	dmdst_tick_policy(node);
 	if (READ_ONCE(node->down))
 		dmdst_fence_unbar(node);
-	quiet = dmdst_fence_quiet(node);
-	if (quiet)
-		dmdst_fence_lift(node, quiet, "quiesce is over");
+	dmdst_fence_quiet(node);
 	if (dmdst_fence_needs_probe(node))
 		dmdst_tick_probe(node);
 
