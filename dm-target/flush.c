@@ -46,20 +46,36 @@ static void dmdst_flush_take_kind(struct dmdst_flush *flush, bool bios,
 			list_move_tail(&sync->list, taken);
 }
 
+/*
+ * Tells the device, by @sync, that acknowledged writes are lost. False: it might
+ * not hear it, since dm core takes a bio back for a noflush suspend whatever
+ * else became of it; the flush shall come again.
+ */
+static bool dmdst_sync_tell(struct dmdst_node *node, struct dmdst_sync *sync)
+{
+	lockdep_assert_held(&node->lock);
+	if (dm_noflush_suspending(sync->target->ti))
+		return false;
+	sync->seat->told = node->flush.seq.lost;
+	return true;
+}
+
 /* The acknowledged writes that no FLUSH has covered are lost. */
 static void dmdst_flush_forget(struct dmdst_node *node)
 {
 	struct dmdst_flush *flush = &node->flush;
-	struct dmdst_sync *sync;
+	struct dmdst_sync *sync, *next;
 	LIST_HEAD(told);
+	LIST_HEAD(back);
 	u64 lost;
 
 	spin_lock(&node->lock);
 	lost = dmdst_seq_lose(&flush->seq, atomic64_read(&flush->acked));
 	if (lost)
 		dmdst_flush_take_kind(flush, true, &told);
-	list_for_each_entry(sync, &told, list)
-		sync->seat->told = flush->seq.lost;
+	list_for_each_entry_safe(sync, next, &told, list)
+		if (!dmdst_sync_tell(node, sync))
+			list_move_tail(&sync->list, &back);
 	spin_unlock(&node->lock);
 	if (!lost)
 		return;
@@ -68,6 +84,7 @@ static void dmdst_flush_forget(struct dmdst_node *node)
 	      node->name, lost);
 	dmdst_netlink_data_lost_event(node, lost);
 	dmdst_syncs_done(&told, BLK_STS_IOERR);
+	dmdst_syncs_done(&back, BLK_STS_DM_REQUEUE);
 }
 
 /* Another incarnation from here on: writes that links with an older birth ack are lost. */
@@ -145,8 +162,8 @@ static bool dmdst_sync_is_over(struct dmdst_node *node, struct dmdst_sync *sync)
 	if (sync->redo)
 		return true;
 	if (sync->seat && sync->seat->told != flush->seq.lost) {
-		sync->seat->told = flush->seq.lost;
-		sync->status = BLK_STS_IOERR;
+		sync->status = dmdst_sync_tell(node, sync) ? BLK_STS_IOERR :
+							     BLK_STS_DM_REQUEUE;
 		return true;
 	}
 	if (sync->need <= flush->seq.durable) {

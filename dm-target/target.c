@@ -113,8 +113,11 @@ static void dmdst_round_node_done(struct dmdst_sync *sync)
 	struct dmdst_use *use = container_of(sync, struct dmdst_use, sync);
 	struct dmdst_target *t = use->target;
 
-	if (sync->status)
-		cmpxchg(&t->round_status, BLK_STS_OK, sync->status);
+	/* A device is told of a loss once: that must not get lost with a suspend. */
+	spin_lock(&t->round_lock);
+	if (!t->round_status || t->round_status == BLK_STS_DM_REQUEUE)
+		t->round_status = sync->status ?: t->round_status;
+	spin_unlock(&t->round_lock);
 	if (atomic_dec_and_test(&t->round_left) && dmdst_round_end(t))
 		dmdst_round_run(t);
 }
