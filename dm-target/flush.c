@@ -208,13 +208,18 @@ static void dmdst_flush_take_covered(struct dmdst_flush *flush,
 			list_move_tail(&sync->list, covered);
 }
 
-/* @target: all of its syncs; NULL: those that would wait for a link. */
+/*
+ * @target: all of its syncs, if it is being suspended still; NULL: those that
+ * would wait for a link.
+ */
 static void dmdst_flush_take_back(struct dmdst_node *node,
 				  const struct dmdst_target *target,
 				  struct list_head *from, struct list_head *taken)
 {
 	struct dmdst_sync *sync, *next;
 
+	if (target && !dm_noflush_suspending(target->ti))
+		return;
 	list_for_each_entry_safe(sync, next, from, list)
 		if (target ? sync->target == target : dmdst_sync_goes_back(node, sync))
 			list_move_tail(&sync->list, taken);

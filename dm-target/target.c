@@ -89,13 +89,17 @@ static void dmdst_end_bios(struct bio_list *bios, blk_status_t status)
 	}
 }
 
-/* True: there is another one, so that @t can't go. */
+/* True: there is another one, or the same again, so that @t can't go. */
 static bool dmdst_round_end(struct dmdst_target *t)
 {
 	blk_status_t status = t->round_status;
 	struct bio_list failed = BIO_EMPTY_LIST;
 	struct bio_list ended;
 	bool again;
+
+	/* The suspend was given up: nobody would take them back. Once more. */
+	if (status == BLK_STS_DM_REQUEUE && !dm_noflush_suspending(t->ti))
+		return true;
 
 	spin_lock(&t->round_lock);
 	ended = t->round_now;
