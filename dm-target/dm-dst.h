@@ -81,7 +81,8 @@ struct dmdst_req {
 	u16			cmd;
 	u16			slot;
 	u16			guard;	/* its number, or 0; fences->lock */
-	u32			birth;	/* of the link that answered */
+	u32			birth;	/* of the link that answered, as the next */
+	bool			write_back;
 	u32			fails;	/* the node's, when the bio came */
 	enum dmdst_req_state	state;
 	blk_status_t		status;
@@ -391,6 +392,7 @@ struct dmdst_link {
 	bool			fenced;	/* nothing it carried can be applied */
 	bool			reset;	/* a send or receive said so */
 	u32			birth;	/* node->flush.birth when it came */
+	bool			write_back; /* what it acknowledges isn't durable */
 	u16			free[DMDST_DEPTH];
 	struct dmdst_slot	slots[DMDST_DEPTH];
 
@@ -426,6 +428,7 @@ void dmdst_link_lose(struct dmdst_link *link, int err, const char *why);
 void dmdst_link_cut(struct dmdst_link *link, const char *why);
 void dmdst_link_fail(struct dmdst_link *link, bool only_busy, const char *why);
 void dmdst_link_fenced(struct dmdst_link *link);
+void dmdst_link_set_birth(struct dmdst_link *link, u32 birth, bool write_back);
 bool dmdst_link_carries(struct dmdst_link *link, const struct dmdst_target *target);
 void dmdst_link_check_time(struct dmdst_link *link, u32 timeout);
 void dmdst_link_check_drained(struct dmdst_link *link);

@@ -95,13 +95,10 @@ void dmdst_flush_lost(struct dmdst_node *node)
 	dmdst_flush_forget(node);
 }
 
-/*
- * A link of @birth has acknowledged a write. A server without SEND_FLUSH is
- * write-through: nothing to make durable.
- */
+/* A link of @birth has acknowledged a write; what is durable by that isn't counted. */
 void dmdst_flush_note_write(struct dmdst_node *node, u32 birth, bool durable)
 {
-	if (durable || !(READ_ONCE(node->export.flags) & NBDW_SEND_FLUSH))
+	if (durable)
 		return;
 	atomic64_inc(&node->flush.acked);
 	smp_mb__after_atomic();	/* see dmdst_flush_lost() */

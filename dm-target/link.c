@@ -423,6 +423,15 @@ void dmdst_link_fenced(struct dmdst_link *link)
 	spin_unlock(&link->lock);
 }
 
+/* What it acknowledges from here on is of this incarnation. */
+void dmdst_link_set_birth(struct dmdst_link *link, u32 birth, bool write_back)
+{
+	spin_lock(&link->lock);
+	link->birth = birth;
+	link->write_back = write_back;
+	spin_unlock(&link->lock);
+}
+
 /* ---- time ---- */
 
 /* In jiffies, how long the oldest request has been unanswered. */

@@ -416,3 +416,18 @@ test_loss_is_told_after_a_suspend() {
     assert_eq "$(cat "$T"/fsync.? | grep -c "Input/output error")" 1 "fsyncs that were told"
     assert_ok sync /dev/mapper/dev
 }
+
+# A node whose next links can't FLUSH (flags=361) while acknowledged writes are not durable: none makes them so. One
+# error, and from there on it is write-through.
+test_flush_command_is_gone() {
+    make_slow_node
+    assert_ok write_piece A
+    set_links 3 4 flags=361
+    assert_contains "$(klog)" "1 acknowledged writes are lost"
+    assert_fails "Input/output error" sync /dev/mapper/dev
+    assert_ok sync /dev/mapper/dev
+    assert_ok field_is 10 write_through
+    assert_ok write_piece B
+    assert_ok sync /dev/mapper/dev
+    assert_ok node_says alpha '"\(.writes) \(.errors)"' "0 0"
+}
