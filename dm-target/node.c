@@ -339,12 +339,27 @@ static unsigned int dmdst_node_swap_links(struct dmdst_node *node,
 	return nr;
 }
 
-/* Is what the links to come lead to another thing than what acknowledged our writes? */
+/* Has it a live link that is in no slot of @leaving? */
+static bool dmdst_node_keeps_a_link(struct dmdst_node *node, u32 leaving)
+{
+	bool keeps = false;
+	unsigned int i;
+
+	spin_lock(&node->lock);
+	for (i = 0; i < node->nr_live; i++)
+		keeps |= !(leaving & BIT(rcu_dereference_protected(node->live[i],
+						lockdep_is_held(&node->lock))->slot));
+	spin_unlock(&node->lock);
+	return keeps;
+}
+
+/* Do the links to come lead to another thing than what acknowledged our writes? */
 enum dmdst_birth { DMDST_BIRTH_NONE, DMDST_BIRTH_FEARED, DMDST_BIRTH_SURE };
 
 static enum dmdst_birth dmdst_node_is_reborn(struct dmdst_node *node,
 					     const struct dmdst_export *export,
-					     const struct dmdst_incarnation *now)
+					     const struct dmdst_incarnation *now,
+					     u32 leaving)
 {
 	const struct dmdst_incarnation *was = &node->incarnation;
 
@@ -354,8 +369,9 @@ static enum dmdst_birth dmdst_node_is_reborn(struct dmdst_node *node,
 	/* There is no FLUSH any more: what one was still due for, none makes durable. */
 	if (node->export.flags & ~export->flags & NBDW_SEND_FLUSH)
 		return DMDST_BIRTH_FEARED;
-	if (!was->len && READ_ONCE(node->suspect) &&
-	    node->conduct.unknown_restart == DMDST_RESTART_EIO)
+	/* Nothing is lost with a link that was drained: but who knows who is there now? */
+	if (!was->len && node->conduct.unknown_restart == DMDST_RESTART_EIO &&
+	    (READ_ONCE(node->suspect) || !dmdst_node_keeps_a_link(node, leaving)))
 		return DMDST_BIRTH_FEARED;
 	return DMDST_BIRTH_NONE;
 }
@@ -395,8 +411,8 @@ void dmdst_node_links_up(struct dmdst_node *node, struct list_head *fresh,
 			 const struct dmdst_incarnation *incarnation,
 			 unsigned int wanted)
 {
-	enum dmdst_birth reborn = dmdst_node_is_reborn(node, export, incarnation);
 	u32 leaving = dmdst_slots_leaving(fresh, wanted);
+	enum dmdst_birth reborn = dmdst_node_is_reborn(node, export, incarnation, leaving);
 	struct dmdst_link *old[DMDST_SLOTS_MAX], *up[DMDST_SLOTS_MAX], *link;
 	unsigned int nr_old, nr_up = 0, i;
 	bool changed, first;
