@@ -301,6 +301,11 @@ void dmdst_node_fail_pending(struct dmdst_node *node);
 void dmdst_node_fail_waiting(struct dmdst_node *node);
 const char *dmdst_node_state_name(enum dmdst_node_state state);
 
+/* ---- birth.c ---- */
+
+void dmdst_birth_check(struct dmdst_node *node, const struct dmdst_export *export,
+		       const struct dmdst_incarnation *now, u32 leaving);
+
 /* ---- use.c ---- */
 
 struct dmdst_need dmdst_node_need(struct dmdst_node *node);
