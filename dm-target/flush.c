@@ -230,6 +230,9 @@ void dmdst_flush_done(struct dmdst_node *node, blk_status_t status)
 	LIST_HEAD(covered);
 	bool begin;
 
+	/* "Not supported" is as good as done, for who asked a block device. */
+	if (status == BLK_STS_NOTSUPP)
+		status = BLK_STS_IOERR;
 	if (status)
 		atomic64_inc(&node->errors);
 
