@@ -159,8 +159,9 @@ bool dmdst_fence_pins(struct dmdst_req *req)
 		return false;
 
 	spin_lock(&fences->lock);
+	/* Both are set before dmdst_fence_take() looks: one of the two finds it. */
 	pinned = dmdst_guards_ambiguous(&fences->guards, req->guard) &&
-		 !dmdst_req_is_failed(req);
+		 !dmdst_req_is_failed(req) && !READ_ONCE(req->node->expired);
 	req->pages_out = pinned;
 	if (pinned) {
 		dmdst_req_move(req, DMDST_REQ_PINNED);

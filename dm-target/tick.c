@@ -83,7 +83,7 @@ static void dmdst_tick_policy(struct dmdst_node *node)
 	spin_lock(&node->lock);
 	expires = !node->expired && dmdst_policy_expired(node);
 	if (expires) {
-		node->expired = true;
+		WRITE_ONCE(node->expired, true);
 		/* A mismatch stays one: it says more. */
 		if (node->state == DMDST_NODE_LOST)
 			changed = dmdst_node_set_state(node, DMDST_NODE_FAILED,
