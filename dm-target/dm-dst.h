@@ -58,6 +58,7 @@ struct dmdst_sync {
 	struct dmdst_seat	*seat;	/* of a flush bio; NULL: a write with FUA */
 	u32			fails;	/* the node's, when the wait came */
 	u32			birth;	/* of that write's link */
+	u32			losses;	/* the node's, when that was begun */
 	bool			redo;	/* the write is lost: again */
 	blk_status_t		status;
 	void			(*done)(struct dmdst_sync *sync);
@@ -113,6 +114,7 @@ struct dmdst_flush {
 	struct dmdst_seq	seq;
 	atomic64_t		acked;	/* writes acknowledged */
 	u32			birth;	/* changes with the incarnation */
+	u32			losses;	/* links that were lost */
 	struct dmdst_req	req;
 };
 

@@ -155,7 +155,8 @@ static bool dmdst_sync_is_over(struct dmdst_node *node, struct dmdst_sync *sync)
 
 	lockdep_assert_held(&node->lock);
 	sync->need = atomic64_read(&flush->acked);
-	sync->redo = !sync->seat && sync->birth != flush->birth;
+	sync->redo = !sync->seat && (sync->birth != flush->birth ||
+				     sync->losses != flush->losses);
 	if (sync->redo)
 		return true;
 	if (sync->seat && sync->seat->told != flush->seq.lost) {
@@ -268,7 +269,8 @@ void dmdst_flush_push_back(struct dmdst_node *node, const struct dmdst_target *t
 
 /*
  * A link was lost: what FUA writes wait for may be lost with it. They write
- * again, and then wait again.
+ * again, and then wait again; so do those that don't wait yet, for they have
+ * parts to be sent or pages in an old socket: dmdst_sync_is_over().
  */
 void dmdst_flush_redo(struct dmdst_node *node)
 {
@@ -276,6 +278,7 @@ void dmdst_flush_redo(struct dmdst_node *node)
 	LIST_HEAD(again);
 
 	spin_lock(&node->lock);
+	WRITE_ONCE(node->flush.losses, node->flush.losses + 1);
 	dmdst_flush_take_kind(&node->flush, false, &again);
 	spin_unlock(&node->lock);
 
