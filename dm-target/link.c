@@ -339,6 +339,11 @@ void dmdst_link_module_exit(void)
 {
 	wait_event(dmdst_links_gone, !atomic_read(&dmdst_links_alive));
 	synchronize_net();
+	/*
+	 * A Unix peer calls sk_data_ready with no lock held, RCU's neither: it may
+	 * have been preempted on its way, or inside, and has to sleep once.
+	 */
+	synchronize_rcu_tasks();
 	sk_clear_memalloc(dmdst_memalloc->sk);
 	sock_release(dmdst_memalloc);
 }
