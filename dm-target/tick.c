@@ -97,7 +97,11 @@ static void dmdst_tick_policy(struct dmdst_node *node)
 		dmdst_node_fail_waiting(node);
 }
 
-/* One block: small, harmless, and every server must answer it. */
+/*
+ * One block: small, harmless, and every server must answer it. One that is
+ * larger than our page fits no line; a part of it is refused, which is an
+ * answer, too.
+ */
 static void dmdst_tick_probe(struct dmdst_node *node)
 {
 	struct dmdst_req *probe = &node->probe;
@@ -106,7 +110,7 @@ static void dmdst_tick_probe(struct dmdst_node *node)
 		return;
 	dmdst_req_init(probe, node, NBDW_CMD_READ);
 	probe->bvec = &dmdst_unread;
-	probe->left = max_t(u32, node->export.min_block, SECTOR_SIZE);
+	probe->left = clamp_t(u32, node->export.min_block, SECTOR_SIZE, PAGE_SIZE);
 	probe->iter.bi_size = probe->left;
 	dmdst_node_submit(probe);
 }
