@@ -6,26 +6,12 @@
  */
 #include "dm-dst.h"
 
-/* Has it a live link that is in no slot of @leaving? */
-static bool dmdst_birth_keeps_a_link(struct dmdst_node *node, u32 leaving)
-{
-	bool keeps = false;
-	unsigned int i;
-
-	spin_lock(&node->lock);
-	for (i = 0; i < node->nr_live; i++)
-		keeps |= !(leaving & BIT(rcu_dereference_protected(node->live[i],
-						lockdep_is_held(&node->lock))->slot));
-	spin_unlock(&node->lock);
-	return keeps;
-}
-
 /* Do the links to come lead to another thing than what acknowledged our writes? */
 enum dmdst_birth { DMDST_BIRTH_NONE, DMDST_BIRTH_FEARED, DMDST_BIRTH_SURE };
 
 static enum dmdst_birth dmdst_birth_of(struct dmdst_node *node,
 				       const struct dmdst_export *export,
-				       const struct dmdst_incarnation *now, u32 leaving)
+				       const struct dmdst_incarnation *now)
 {
 	const struct dmdst_incarnation *was = &node->incarnation;
 
@@ -35,9 +21,9 @@ static enum dmdst_birth dmdst_birth_of(struct dmdst_node *node,
 	/* There is no FLUSH any more: what one was still due for, none makes durable. */
 	if (node->export.flags & ~export->flags & NBDW_SEND_FLUSH)
 		return DMDST_BIRTH_FEARED;
-	/* Nothing is lost with a link that was drained: but who knows who is there now? */
+	/* Nothing is lost with a link that was drained: but who is there now? */
 	if (!was->len && node->conduct.unknown_restart == DMDST_RESTART_EIO &&
-	    (READ_ONCE(node->suspect) || !dmdst_birth_keeps_a_link(node, leaving)))
+	    (READ_ONCE(node->suspect) || !READ_ONCE(node->nr_live)))
 		return DMDST_BIRTH_FEARED;
 	return DMDST_BIRTH_NONE;
 }
@@ -78,7 +64,7 @@ static void dmdst_birth_begin(struct dmdst_node *node, enum dmdst_birth how,
 void dmdst_birth_check(struct dmdst_node *node, const struct dmdst_export *export,
 		       const struct dmdst_incarnation *now, u32 leaving)
 {
-	enum dmdst_birth birth = dmdst_birth_of(node, export, now, leaving);
+	enum dmdst_birth birth = dmdst_birth_of(node, export, now);
 
 	if (birth != DMDST_BIRTH_NONE)
 		dmdst_birth_begin(node, birth, export, leaving);
