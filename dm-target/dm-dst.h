@@ -56,7 +56,9 @@ struct dmdst_sync {
 	u64			need;	/* writes that must be durable */
 	const struct dmdst_target *target; /* whose wait this is */
 	struct dmdst_seat	*seat;	/* of a flush bio; NULL: a write with FUA */
+	u32			fails;	/* the node's, when the wait came */
 	u32			birth;	/* of that write's link */
+	u32			losses;	/* the node's, when that was begun */
 	bool			redo;	/* the write is lost: again */
 	blk_status_t		status;
 	void			(*done)(struct dmdst_sync *sync);
@@ -80,7 +82,8 @@ struct dmdst_req {
 	u16			cmd;
 	u16			slot;
 	u16			guard;	/* its number, or 0; fences->lock */
-	u32			birth;	/* of the link that answered */
+	u32			birth;	/* of the link that answered, as the next */
+	bool			write_back;
 	u32			fails;	/* the node's, when the bio came */
 	enum dmdst_req_state	state;
 	blk_status_t		status;
@@ -111,6 +114,7 @@ struct dmdst_flush {
 	struct dmdst_seq	seq;
 	atomic64_t		acked;	/* writes acknowledged */
 	u32			birth;	/* changes with the incarnation */
+	u32			losses;	/* links that were lost */
 	struct dmdst_req	req;
 };
 
@@ -157,13 +161,13 @@ bool dmdst_fence_detach(struct dmdst_link *link, u16 slot);
 void dmdst_fence_answered(struct dmdst_link *link, u16 slot, struct list_head *freed);
 void dmdst_fence_contest(struct dmdst_link *link);
 void dmdst_fence_heard(struct dmdst_link *link, u16 slot);
-void dmdst_fence_lift(struct dmdst_node *node, u64 old, const char *why);
+void dmdst_fence_all(struct dmdst_node *node);
+void dmdst_fence_one(struct dmdst_node *node, u32 slot, u32 generation);
+void dmdst_fence_quiet(struct dmdst_node *node);
 void dmdst_fence_unbar(struct dmdst_node *node);
-u64 dmdst_fence_quiet(struct dmdst_node *node);
 bool dmdst_fence_needs_probe(struct dmdst_node *node);
 void dmdst_fence_take(struct dmdst_node *node, const struct dmdst_target *target,
 		      struct list_head *taken);
-u64 dmdst_fence_find(struct dmdst_node *node, u32 slot, u32 generation);
 unsigned int dmdst_fence_ambiguous(struct dmdst_node *node,
 				   const struct dmdst_link *of);
 
@@ -301,6 +305,11 @@ void dmdst_node_fail_pending(struct dmdst_node *node);
 void dmdst_node_fail_waiting(struct dmdst_node *node);
 const char *dmdst_node_state_name(enum dmdst_node_state state);
 
+/* ---- birth.c ---- */
+
+void dmdst_birth_check(struct dmdst_node *node, const struct dmdst_export *export,
+		       const struct dmdst_incarnation *now, u32 leaving);
+
 /* ---- use.c ---- */
 
 struct dmdst_need dmdst_node_need(struct dmdst_node *node);
@@ -392,6 +401,7 @@ struct dmdst_link {
 	bool			fenced;	/* nothing it carried can be applied */
 	bool			reset;	/* a send or receive said so */
 	u32			birth;	/* node->flush.birth when it came */
+	bool			write_back; /* what it acknowledges isn't durable */
 	u16			free[DMDST_DEPTH];
 	struct dmdst_slot	slots[DMDST_DEPTH];
 
@@ -427,6 +437,7 @@ void dmdst_link_lose(struct dmdst_link *link, int err, const char *why);
 void dmdst_link_cut(struct dmdst_link *link, const char *why);
 void dmdst_link_fail(struct dmdst_link *link, bool only_busy, const char *why);
 void dmdst_link_fenced(struct dmdst_link *link);
+void dmdst_link_set_birth(struct dmdst_link *link, u32 birth, bool write_back);
 bool dmdst_link_carries(struct dmdst_link *link, const struct dmdst_target *target);
 void dmdst_link_check_time(struct dmdst_link *link, u32 timeout);
 void dmdst_link_check_drained(struct dmdst_link *link);

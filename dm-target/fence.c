@@ -159,8 +159,9 @@ bool dmdst_fence_pins(struct dmdst_req *req)
 		return false;
 
 	spin_lock(&fences->lock);
+	/* Both are set before dmdst_fence_take() looks: one of the two finds it. */
 	pinned = dmdst_guards_ambiguous(&fences->guards, req->guard) &&
-		 !dmdst_req_is_failed(req);
+		 !dmdst_req_is_failed(req) && !READ_ONCE(req->node->expired);
 	req->pages_out = pinned;
 	if (pinned) {
 		dmdst_req_move(req, DMDST_REQ_PINNED);
@@ -353,21 +354,6 @@ bool dmdst_fence_needs_probe(struct dmdst_node *node)
 	return needs;
 }
 
-/* The old links whose quiesce is over. */
-u64 dmdst_fence_quiet(struct dmdst_node *node)
-{
-	u32 quiesce = READ_ONCE(node->conduct.quiesce);
-	struct dmdst_fences *fences = node->fences;
-	u64 quiet;
-
-	if (!READ_ONCE(fences->active) || quiesce == DMDST_NEVER)
-		return 0;
-	spin_lock(&fences->lock);
-	quiet = dmdst_guards_quiet(&fences->guards, jiffies, msecs_to_jiffies(quiesce));
-	spin_unlock(&fences->lock);
-	return quiet;
-}
-
 static void dmdst_fence_take_unpinned(struct dmdst_fences *fences,
 				      struct list_head *pinned)
 {
@@ -382,33 +368,96 @@ static void dmdst_fence_take_unpinned(struct dmdst_fences *fences,
 	}
 }
 
-/* The old links can't write any more. Lets go who waited. No locks. */
-void dmdst_fence_lift(struct dmdst_node *node, u64 old, const char *why)
-{
-	struct dmdst_fences *fences = node->fences;
-	u32 slots[DMDST_OLD_LINKS], generations[DMDST_OLD_LINKS];
-	unsigned int i, nr = 0;
-	LIST_HEAD(barred);
-	LIST_HEAD(pinned);
+/* Of old links that were fenced: who they are, and who waited for them. */
+struct dmdst_lifted {
+	u32			slots[DMDST_OLD_LINKS];
+	u32			generations[DMDST_OLD_LINKS];
+	unsigned int		nr;
+	struct list_head	barred;
+	struct list_head	pinned;
+};
 
-	spin_lock(&fences->lock);
+/*
+ * These old links can't write any more. The caller has found them under the
+ * same hold of the lock: once it is dropped their numbers may be others'.
+ */
+static void dmdst_fence_lift(struct dmdst_fences *fences, u64 old,
+			     struct dmdst_lifted *lifted)
+{
+	unsigned int i;
+
+	lockdep_assert_held(&fences->lock);
+	INIT_LIST_HEAD(&lifted->barred);
+	INIT_LIST_HEAD(&lifted->pinned);
+	lifted->nr = 0;
 	old &= fences->guards.old_used;
+	if (!old)
+		return;
 	for (i = 0; i < DMDST_OLD_LINKS; i++) {
 		if (!(old & BIT_ULL(i)))
 			continue;
-		slots[nr] = fences->guards.old[i].slot;
-		generations[nr++] = fences->guards.old[i].generation;
+		lifted->slots[lifted->nr] = fences->guards.old[i].slot;
+		lifted->generations[lifted->nr++] = fences->guards.old[i].generation;
 	}
 	dmdst_guards_fence(&fences->guards, old);
 	dmdst_fences_update(fences);
-	dmdst_fence_take_barred(fences, 0, U64_MAX, &barred);
-	dmdst_fence_take_unpinned(fences, &pinned);
-	spin_unlock(&fences->lock);
+	dmdst_fence_take_barred(fences, 0, U64_MAX, &lifted->barred);
+	dmdst_fence_take_unpinned(fences, &lifted->pinned);
+}
 
-	for (i = 0; i < nr; i++)
-		dmdst_netlink_fence_event(node, slots[i], generations[i], 0, why);
-	dmdst_reqs_answered(&pinned);
-	dmdst_node_submit_all(&barred);
+/* Tells of them, and lets go who waited. No locks. */
+static void dmdst_fence_lifted(struct dmdst_node *node, struct dmdst_lifted *lifted,
+			       const char *why)
+{
+	unsigned int i;
+
+	for (i = 0; i < lifted->nr; i++)
+		dmdst_netlink_fence_event(node, lifted->slots[i],
+					  lifted->generations[i], 0, why);
+	dmdst_reqs_answered(&lifted->pinned);
+	dmdst_node_submit_all(&lifted->barred);
+}
+
+/* All of them: the operator's word. */
+void dmdst_fence_all(struct dmdst_node *node)
+{
+	struct dmdst_fences *fences = node->fences;
+	struct dmdst_lifted lifted;
+
+	spin_lock(&fences->lock);
+	dmdst_fence_lift(fences, U64_MAX, &lifted);
+	spin_unlock(&fences->lock);
+	dmdst_fence_lifted(node, &lifted, "fenced by the operator");
+}
+
+/* What stands for this one alone, if anything does. */
+void dmdst_fence_one(struct dmdst_node *node, u32 slot, u32 generation)
+{
+	struct dmdst_fences *fences = node->fences;
+	struct dmdst_lifted lifted;
+
+	spin_lock(&fences->lock);
+	dmdst_fence_lift(fences, dmdst_guards_find(&fences->guards, slot, generation),
+			 &lifted);
+	spin_unlock(&fences->lock);
+	dmdst_fence_lifted(node, &lifted, "fenced by its server");
+}
+
+/* Those whose quiesce is over. */
+void dmdst_fence_quiet(struct dmdst_node *node)
+{
+	u32 quiesce = READ_ONCE(node->conduct.quiesce);
+	struct dmdst_fences *fences = node->fences;
+	struct dmdst_lifted lifted;
+
+	if (!READ_ONCE(fences->active) || quiesce == DMDST_NEVER)
+		return;
+	spin_lock(&fences->lock);
+	dmdst_fence_lift(fences, dmdst_guards_quiet(&fences->guards, jiffies,
+						    msecs_to_jiffies(quiesce)),
+			 &lifted);
+	spin_unlock(&fences->lock);
+	dmdst_fence_lifted(node, &lifted, "quiesce is over");
 }
 
 /* The node has no link: who waits for a fence waits for a link, or must not. */
@@ -421,18 +470,6 @@ void dmdst_fence_unbar(struct dmdst_node *node)
 	dmdst_fence_take_barred(fences, 0, U64_MAX, &barred);
 	spin_unlock(&fences->lock);
 	dmdst_node_submit_all(&barred);
-}
-
-/* What stands for this old link alone; 0 if nothing does. */
-u64 dmdst_fence_find(struct dmdst_node *node, u32 slot, u32 generation)
-{
-	struct dmdst_fences *fences = node->fences;
-	u64 old;
-
-	spin_lock(&fences->lock);
-	old = dmdst_guards_find(&fences->guards, slot, generation);
-	spin_unlock(&fences->lock);
-	return old;
 }
 
 /* Ranges that are ambiguous; NULL: not only because of one link. */

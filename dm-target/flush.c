@@ -46,20 +46,36 @@ static void dmdst_flush_take_kind(struct dmdst_flush *flush, bool bios,
 			list_move_tail(&sync->list, taken);
 }
 
+/*
+ * Tells the device, by @sync, that acknowledged writes are lost. False: it might
+ * not hear it, since dm core takes a bio back for a noflush suspend whatever
+ * else became of it; the flush shall come again.
+ */
+static bool dmdst_sync_tell(struct dmdst_node *node, struct dmdst_sync *sync)
+{
+	lockdep_assert_held(&node->lock);
+	if (dm_noflush_suspending(sync->target->ti))
+		return false;
+	sync->seat->told = node->flush.seq.lost;
+	return true;
+}
+
 /* The acknowledged writes that no FLUSH has covered are lost. */
 static void dmdst_flush_forget(struct dmdst_node *node)
 {
 	struct dmdst_flush *flush = &node->flush;
-	struct dmdst_sync *sync;
+	struct dmdst_sync *sync, *next;
 	LIST_HEAD(told);
+	LIST_HEAD(back);
 	u64 lost;
 
 	spin_lock(&node->lock);
 	lost = dmdst_seq_lose(&flush->seq, atomic64_read(&flush->acked));
 	if (lost)
 		dmdst_flush_take_kind(flush, true, &told);
-	list_for_each_entry(sync, &told, list)
-		sync->seat->told = flush->seq.lost;
+	list_for_each_entry_safe(sync, next, &told, list)
+		if (!dmdst_sync_tell(node, sync))
+			list_move_tail(&sync->list, &back);
 	spin_unlock(&node->lock);
 	if (!lost)
 		return;
@@ -68,6 +84,7 @@ static void dmdst_flush_forget(struct dmdst_node *node)
 	      node->name, lost);
 	dmdst_netlink_data_lost_event(node, lost);
 	dmdst_syncs_done(&told, BLK_STS_IOERR);
+	dmdst_syncs_done(&back, BLK_STS_DM_REQUEUE);
 }
 
 /* Another incarnation from here on: writes that links with an older birth ack are lost. */
@@ -78,13 +95,10 @@ void dmdst_flush_lost(struct dmdst_node *node)
 	dmdst_flush_forget(node);
 }
 
-/*
- * A link of @birth has acknowledged a write. A server without SEND_FLUSH is
- * write-through: nothing to make durable.
- */
+/* A link of @birth has acknowledged a write; what is durable by that isn't counted. */
 void dmdst_flush_note_write(struct dmdst_node *node, u32 birth, bool durable)
 {
-	if (durable || !(READ_ONCE(node->export.flags) & NBDW_SEND_FLUSH))
+	if (durable)
 		return;
 	atomic64_inc(&node->flush.acked);
 	smp_mb__after_atomic();	/* see dmdst_flush_lost() */
@@ -127,6 +141,13 @@ static bool dmdst_sync_goes_back(struct dmdst_node *node, struct dmdst_sync *syn
 	return !node->nr_live && dm_noflush_suspending(sync->target->ti);
 }
 
+/* Has there been a fail-pending since, which found it nowhere? */
+static bool dmdst_sync_is_failed(struct dmdst_node *node, struct dmdst_sync *sync)
+{
+	lockdep_assert_held(&node->lock);
+	return sync->fails != node->fails;
+}
+
 /* True: @sync is over at once, with its status, or its write is lost. */
 static bool dmdst_sync_is_over(struct dmdst_node *node, struct dmdst_sync *sync)
 {
@@ -134,16 +155,21 @@ static bool dmdst_sync_is_over(struct dmdst_node *node, struct dmdst_sync *sync)
 
 	lockdep_assert_held(&node->lock);
 	sync->need = atomic64_read(&flush->acked);
-	sync->redo = !sync->seat && sync->birth != flush->birth;
+	sync->redo = !sync->seat && (sync->birth != flush->birth ||
+				     sync->losses != flush->losses);
 	if (sync->redo)
 		return true;
 	if (sync->seat && sync->seat->told != flush->seq.lost) {
-		sync->seat->told = flush->seq.lost;
-		sync->status = BLK_STS_IOERR;
+		sync->status = dmdst_sync_tell(node, sync) ? BLK_STS_IOERR :
+							     BLK_STS_DM_REQUEUE;
 		return true;
 	}
 	if (sync->need <= flush->seq.durable) {
 		sync->status = BLK_STS_OK;
+		return true;
+	}
+	if (dmdst_sync_is_failed(node, sync)) {
+		sync->status = BLK_STS_TRANSPORT;
 		return true;
 	}
 	sync->status = BLK_STS_DM_REQUEUE;
@@ -180,13 +206,18 @@ static void dmdst_flush_take_covered(struct dmdst_flush *flush,
 			list_move_tail(&sync->list, covered);
 }
 
-/* @target: all of its syncs; NULL: those that would wait for a link. */
+/*
+ * @target: all of its syncs, if it is being suspended still; NULL: those that
+ * would wait for a link.
+ */
 static void dmdst_flush_take_back(struct dmdst_node *node,
 				  const struct dmdst_target *target,
 				  struct list_head *from, struct list_head *taken)
 {
 	struct dmdst_sync *sync, *next;
 
+	if (target && !dm_noflush_suspending(target->ti))
+		return;
 	list_for_each_entry_safe(sync, next, from, list)
 		if (target ? sync->target == target : dmdst_sync_goes_back(node, sync))
 			list_move_tail(&sync->list, taken);
@@ -200,6 +231,9 @@ void dmdst_flush_done(struct dmdst_node *node, blk_status_t status)
 	LIST_HEAD(covered);
 	bool begin;
 
+	/* "Not supported" is as good as done, for who asked a block device. */
+	if (status == BLK_STS_NOTSUPP)
+		status = BLK_STS_IOERR;
 	if (status)
 		atomic64_inc(&node->errors);
 
@@ -235,7 +269,8 @@ void dmdst_flush_push_back(struct dmdst_node *node, const struct dmdst_target *t
 
 /*
  * A link was lost: what FUA writes wait for may be lost with it. They write
- * again, and then wait again.
+ * again, and then wait again; so do those that don't wait yet, for they have
+ * parts to be sent or pages in an old socket: dmdst_sync_is_over().
  */
 void dmdst_flush_redo(struct dmdst_node *node)
 {
@@ -243,6 +278,7 @@ void dmdst_flush_redo(struct dmdst_node *node)
 	LIST_HEAD(again);
 
 	spin_lock(&node->lock);
+	WRITE_ONCE(node->flush.losses, node->flush.losses + 1);
 	dmdst_flush_take_kind(&node->flush, false, &again);
 	spin_unlock(&node->lock);
 

@@ -339,6 +339,11 @@ void dmdst_link_module_exit(void)
 {
 	wait_event(dmdst_links_gone, !atomic_read(&dmdst_links_alive));
 	synchronize_net();
+	/*
+	 * A Unix peer calls sk_data_ready with no lock held, RCU's neither: it may
+	 * have been preempted on its way, or inside, and has to sleep once.
+	 */
+	synchronize_rcu_tasks();
 	sk_clear_memalloc(dmdst_memalloc->sk);
 	sock_release(dmdst_memalloc);
 }
@@ -420,6 +425,15 @@ void dmdst_link_fenced(struct dmdst_link *link)
 	spin_lock(&link->lock);
 	link->fenced = true;
 	dmdst_link_do_lose(link, ECONNRESET, "fenced by its server");
+	spin_unlock(&link->lock);
+}
+
+/* What it acknowledges from here on is of this incarnation. */
+void dmdst_link_set_birth(struct dmdst_link *link, u32 birth, bool write_back)
+{
+	spin_lock(&link->lock);
+	link->birth = birth;
+	link->write_back = write_back;
 	spin_unlock(&link->lock);
 }
 

@@ -661,7 +661,7 @@ static int dmdst_nl_do_fenced(struct dmdst_node *node, struct genl_info *info)
 		return -ESTALE;
 	}
 	if (info->attrs[DMDST_A_FORCE]) {
-		dmdst_fence_lift(node, U64_MAX, "fenced by the operator");
+		dmdst_fence_all(node);
 		return 0;
 	}
 	if (!nest) {

@@ -306,70 +306,37 @@ static u32 dmdst_slots_from(unsigned int wanted)
 	return wanted < DMDST_SLOTS_MAX ? U32_MAX << wanted : 0;
 }
 
-/*
- * The new set is seen as a whole: @fresh in, whoever had their slots, or has
- * one that is not wanted any more, out.
- */
+/* The slots whose links go when @fresh ones come: theirs, and those not wanted. */
+static u32 dmdst_slots_leaving(struct list_head *fresh, unsigned int wanted)
+{
+	u32 slots = dmdst_slots_from(wanted);
+	struct dmdst_link *link;
+
+	list_for_each_entry(link, fresh, list)
+		slots |= BIT(link->slot);
+	return slots;
+}
+
+/* The new set is seen as a whole: @fresh in, who is in a @leaving slot out. */
 static unsigned int dmdst_node_swap_links(struct dmdst_node *node,
-					  struct list_head *fresh,
+					  struct list_head *fresh, u32 leaving,
 					  struct dmdst_link **old)
 {
 	struct dmdst_link *link;
 	unsigned int nr, i;
-	u32 slots = dmdst_slots_from(node->wanted);
 
 	lockdep_assert_held(&node->lock);
-	list_for_each_entry(link, fresh, list)
-		slots |= BIT(link->slot);
-	nr = dmdst_node_hold_links(node, slots, old);
+	nr = dmdst_node_hold_links(node, leaving, old);
 	for (i = 0; i < nr; i++)
 		dmdst_live_del(node, old[i]);
 	list_for_each_entry(link, fresh, list) {
 		link->birth = node->flush.birth;
+		link->write_back = node->export.flags & NBDW_SEND_FLUSH;
 		dmdst_live_add(node, link);
 		if (node->had_loss)
 			node->reconnects++;
 	}
 	return nr;
-}
-
-/* Can what acknowledged our writes have lost them since? */
-static bool dmdst_node_is_reborn(struct dmdst_node *node,
-				 const struct dmdst_incarnation *now)
-{
-	const struct dmdst_incarnation *was = &node->incarnation;
-
-	lockdep_assert_held(&node->conf);
-	if (was->len)
-		return was->len != now->len || memcmp(was->id, now->id, now->len);
-	return READ_ONCE(node->suspect) &&
-	       node->conduct.unknown_restart == DMDST_RESTART_EIO;
-}
-
-/*
- * The links to come lead to another incarnation. What the old ones say is
- * void if it is sure that they don't; if it is only feared, those that live
- * count as its own, and those that are lost don't.
- */
-static void dmdst_node_rebirth(struct dmdst_node *node)
-{
-	struct dmdst_link *link;
-
-	lockdep_assert_held(&node->conf);
-	spin_lock(&node->lock);
-	WRITE_ONCE(node->flush.birth, node->flush.birth + 1);
-	list_for_each_entry(link, &node->links, list) {
-		if (node->incarnation.len) {
-			WRITE_ONCE(link->disbelieve, true);
-			dmdst_link_cut(link, "the server is another incarnation now");
-		} else if (READ_ONCE(link->state) != DMDST_LINK_LOST) {
-			WRITE_ONCE(link->birth, node->flush.birth);
-		}
-	}
-	spin_unlock(&node->lock);
-	/* First: what is lost counts as covered after that. */
-	dmdst_flush_redo(node);
-	dmdst_flush_lost(node);
 }
 
 /* @fresh: links that fit, created and not started. */
@@ -378,21 +345,20 @@ void dmdst_node_links_up(struct dmdst_node *node, struct list_head *fresh,
 			 const struct dmdst_incarnation *incarnation,
 			 unsigned int wanted)
 {
-	bool reborn = dmdst_node_is_reborn(node, incarnation);
+	u32 leaving = dmdst_slots_leaving(fresh, wanted);
 	struct dmdst_link *old[DMDST_SLOTS_MAX], *up[DMDST_SLOTS_MAX], *link;
 	unsigned int nr_old, nr_up = 0, i;
 	bool changed, first;
 	LIST_HEAD(queue);
 
 	lockdep_assert_held(&node->conf);
-	if (reborn)
-		dmdst_node_rebirth(node);
+	dmdst_birth_check(node, export, incarnation, leaving);
 	node->incarnation = *incarnation;
 
 	spin_lock(&node->lock);
 	node->export = *export;
 	node->wanted = wanted;
-	nr_old = dmdst_node_swap_links(node, fresh, old);
+	nr_old = dmdst_node_swap_links(node, fresh, leaving, old);
 	list_for_each_entry(link, fresh, list) {
 		kref_get(&link->ref);
 		up[nr_up++] = link;
@@ -488,7 +454,6 @@ void dmdst_node_guarded(struct dmdst_link *lost)
 int dmdst_node_fenced(struct dmdst_node *node, u32 slot, u32 generation)
 {
 	struct dmdst_link *link;
-	u64 old;
 
 	lockdep_assert_held(&node->conf);
 	if (generation > node->generation)
@@ -499,9 +464,7 @@ int dmdst_node_fenced(struct dmdst_node *node, u32 slot, u32 generation)
 			dmdst_link_fenced(link);
 	spin_unlock(&node->lock);
 
-	old = dmdst_fence_find(node, slot, generation);
-	if (old)
-		dmdst_fence_lift(node, old, "fenced by its server");
+	dmdst_fence_one(node, slot, generation);
 	return 0;
 }
 
@@ -635,6 +598,7 @@ static bool dmdst_node_lacks(struct dmdst_node *node, u16 cmd)
 	if (!READ_ONCE(node->ever_live))
 		return false;
 	return (cmd == NBDW_CMD_TRIM && !(flags & NBDW_SEND_TRIM)) ||
+	       (cmd == NBDW_CMD_FLUSH && !(flags & NBDW_SEND_FLUSH)) ||
 	       (cmd == NBDW_CMD_WRITE_ZEROES && !(flags & NBDW_SEND_WRITE_ZEROES));
 }
 
@@ -647,7 +611,7 @@ void dmdst_node_submit(struct dmdst_req *req)
 	unsigned int nr;
 
 	if (dmdst_node_lacks(node, req->cmd)) {
-		dmdst_req_end(req, BLK_STS_NOTSUPP);
+		dmdst_req_end(req, req->bio ? BLK_STS_NOTSUPP : BLK_STS_IOERR);
 		return;
 	}
 	rcu_read_lock();

@@ -113,6 +113,7 @@ static void dmdst_rx_answer(struct dmdst_link *link, struct dmdst_slot *slot,
 	}
 	req->status = status;
 	req->birth = link->birth;
+	req->write_back = link->write_back;
 	if (req->tx_end > link->tx.sent) {
 		req->answered = true;
 		link->tx.early++;

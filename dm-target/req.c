@@ -148,7 +148,8 @@ void dmdst_req_answered(struct dmdst_req *req)
 
 	/* Before the bio ends: a FLUSH sent after that must see this write. */
 	if (dmdst_req_is_write(req))
-		dmdst_flush_note_write(node, req->birth, req->fua && !req->sync_after);
+		dmdst_flush_note_write(node, req->birth, !req->write_back ||
+				       (req->fua && !req->sync_after));
 
 	if (dmdst_req_next_part(req))
 		return;
@@ -156,6 +157,7 @@ void dmdst_req_answered(struct dmdst_req *req)
 	if (req->sync_after) {
 		dmdst_req_move(req, DMDST_REQ_SYNCING);
 		req->sync.birth = req->birth;
+		req->sync.fails = req->fails;
 		dmdst_flush_wait(node, &req->sync);
 		return;
 	}

@@ -86,6 +86,8 @@ static void dmdst_req_set_part(struct dmdst_req *req)
 	if (READ_ONCE(req->guard))
 		most = min_t(u64, most, req->len);
 	req->len = min(req->left, most);
+	if (req->bio && req->left == req->bio->bi_iter.bi_size)
+		req->sync.losses = READ_ONCE(req->node->flush.losses);
 	/* Once needed it stays: a part sent without FUA must be flushed, too. */
 	if (req->fua && !(READ_ONCE(export->flags) & NBDW_SEND_FUA))
 		req->sync_after = true;

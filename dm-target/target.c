@@ -79,28 +79,74 @@ static blk_status_t dmdst_target_pays(struct dmdst_target *t,
 	return time_before(jiffies, until) ? status : BLK_STS_OK;
 }
 
+/* The fail-pendings so far of all its nodes. */
+static u32 dmdst_target_fails(const struct dmdst_target *t)
+{
+	u32 fails = 0;
+	unsigned int i;
+
+	for (i = 0; i < t->nr_uses; i++)
+		fails += READ_ONCE(t->uses[i]->node->fails);
+	return fails;
+}
+
+/*
+ * A round begins with the bios of @from that no fail-pending has met while they
+ * waited, and is failed by those to come: dmdst_sync_is_over(). Others: @failed.
+ */
+static void dmdst_round_begin(struct dmdst_target *t, struct bio_list *from,
+			      struct bio_list *failed)
+{
+	struct dmdst_req *req;
+	struct bio *bio;
+	u32 fails = 0;
+	unsigned int i;
+
+	lockdep_assert_held(&t->round_lock);
+	for (i = 0; i < t->nr_uses; i++) {
+		t->uses[i]->sync.fails = READ_ONCE(t->uses[i]->node->fails);
+		fails += t->uses[i]->sync.fails;
+	}
+	bio_list_init(&t->round_now);
+	while ((bio = bio_list_pop(from))) {
+		req = dm_per_bio_data(bio, sizeof(*req));
+		bio_list_add(req->fails == fails ? &t->round_now : failed, bio);
+	}
+	t->round_busy = !bio_list_empty(&t->round_now);
+}
+
+static void dmdst_end_bios(struct bio_list *bios, blk_status_t status)
+{
+	struct bio *bio;
+
+	while ((bio = bio_list_pop(bios))) {
+		bio->bi_status = status;
+		bio_endio(bio);
+	}
+}
+
+/* True: there is another one, or the same again, so that @t can't go. */
 static bool dmdst_round_end(struct dmdst_target *t)
 {
 	blk_status_t status = t->round_status;
+	struct bio_list failed = BIO_EMPTY_LIST;
 	struct bio_list ended;
-	struct bio *bio;
 	bool again;
 
+	/* The suspend was given up: nobody would take them back. Once more. */
+	if (status == BLK_STS_DM_REQUEUE && !dm_noflush_suspending(t->ti))
+		return true;
 	if (status && status != BLK_STS_TRANSPORT && status != BLK_STS_DM_REQUEUE)
 		dmdst_target_owe(t, status);
 
 	spin_lock(&t->round_lock);
 	ended = t->round_now;
-	t->round_now = t->round_next;
-	bio_list_init(&t->round_next);
-	again = !bio_list_empty(&t->round_now);
-	t->round_busy = again;
+	dmdst_round_begin(t, &t->round_next, &failed);
+	again = t->round_busy;
 	spin_unlock(&t->round_lock);
 
-	while ((bio = bio_list_pop(&ended))) {
-		bio->bi_status = status;
-		bio_endio(bio);
-	}
+	dmdst_end_bios(&ended, status);
+	dmdst_end_bios(&failed, BLK_STS_TRANSPORT);
 	return again;
 }
 
@@ -109,8 +155,11 @@ static void dmdst_round_node_done(struct dmdst_sync *sync)
 	struct dmdst_use *use = container_of(sync, struct dmdst_use, sync);
 	struct dmdst_target *t = use->target;
 
-	if (sync->status)
-		cmpxchg(&t->round_status, BLK_STS_OK, sync->status);
+	/* A device is told of a loss once: that must not get lost with a suspend. */
+	spin_lock(&t->round_lock);
+	if (!t->round_status || t->round_status == BLK_STS_DM_REQUEUE)
+		t->round_status = sync->status ?: t->round_status;
+	spin_unlock(&t->round_lock);
 	if (atomic_dec_and_test(&t->round_left) && dmdst_round_end(t))
 		dmdst_round_run(t);
 }
@@ -142,6 +191,8 @@ static bool dmdst_target_is_clean(struct dmdst_target *t)
 
 static void dmdst_map_flush(struct dmdst_target *t, struct bio *bio)
 {
+	struct dmdst_req *req = dm_per_bio_data(bio, sizeof(*req));
+	struct bio_list failed = BIO_EMPTY_LIST;
 	bool run;
 
 	if (dmdst_target_is_clean(t)) {
@@ -150,9 +201,14 @@ static void dmdst_map_flush(struct dmdst_target *t, struct bio *bio)
 	}
 	spin_lock(&t->round_lock);
 	run = !t->round_busy;
-	t->round_busy = true;
-	bio_list_add(run ? &t->round_now : &t->round_next, bio);
+	req->fails = dmdst_target_fails(t);
+	bio_list_add(&t->round_next, bio);
+	if (run) {
+		dmdst_round_begin(t, &t->round_next, &failed);
+		run = t->round_busy;
+	}
 	spin_unlock(&t->round_lock);
+	dmdst_end_bios(&failed, BLK_STS_TRANSPORT);
 	if (run)
 		dmdst_round_run(t);
 }

@@ -83,7 +83,7 @@ static void dmdst_tick_policy(struct dmdst_node *node)
 	spin_lock(&node->lock);
 	expires = !node->expired && dmdst_policy_expired(node);
 	if (expires) {
-		node->expired = true;
+		WRITE_ONCE(node->expired, true);
 		/* A mismatch stays one: it says more. */
 		if (node->state == DMDST_NODE_LOST)
 			changed = dmdst_node_set_state(node, DMDST_NODE_FAILED,
@@ -97,7 +97,11 @@ static void dmdst_tick_policy(struct dmdst_node *node)
 		dmdst_node_fail_waiting(node);
 }
 
-/* One block: small, harmless, and every server must answer it. */
+/*
+ * One block: small, harmless, and every server must answer it. One that is
+ * larger than our page fits no line; a part of it is refused, which is an
+ * answer, too.
+ */
 static void dmdst_tick_probe(struct dmdst_node *node)
 {
 	struct dmdst_req *probe = &node->probe;
@@ -106,7 +110,7 @@ static void dmdst_tick_probe(struct dmdst_node *node)
 		return;
 	dmdst_req_init(probe, node, NBDW_CMD_READ);
 	probe->bvec = &dmdst_unread;
-	probe->left = max_t(u32, node->export.min_block, SECTOR_SIZE);
+	probe->left = clamp_t(u32, node->export.min_block, SECTOR_SIZE, PAGE_SIZE);
 	probe->iter.bi_size = probe->left;
 	dmdst_node_submit(probe);
 }
@@ -116,15 +120,12 @@ static void dmdst_tick_work(struct work_struct *work)
 	struct dmdst_node *node = container_of(to_delayed_work(work),
 					       struct dmdst_node, tick);
 	unsigned int noio = memalloc_noio_save();
-	u64 quiet;
 
 	dmdst_tick_links(node);
 	dmdst_tick_policy(node);
 	if (READ_ONCE(node->down))
 		dmdst_fence_unbar(node);
-	quiet = dmdst_fence_quiet(node);
-	if (quiet)
-		dmdst_fence_lift(node, quiet, "quiesce is over");
+	dmdst_fence_quiet(node);
 	if (dmdst_fence_needs_probe(node))
 		dmdst_tick_probe(node);
 

@@ -349,3 +349,106 @@ test_incarnation() {
     set_links 9 10 incarnation=three
     for dev in dev other; do assert_ok sync "/dev/mapper/$dev"; done
 }
+
+# fsync_dev N: in the background; $T/fsync.N then says how it ended.
+fsync_dev() {
+    {
+        run sync /dev/mapper/dev
+        echo "$RC $OUT" >"$T/ending.$1"
+        mv "$T/ending.$1" "$T/fsync.$1"
+    } &
+}
+# Writes and flushes that the device has been given and hasn't ended.
+under_way_are() { [[ $(awk '{ print $2 }' "/sys/block/$(basename "$(readlink -f /dev/mapper/dev)")/inflight") == "$1" ]]; }
+
+# One fail-pending ends every fsync: the one whose FLUSH the stopped server has, and one that waits for its turn.
+# @timeout 240
+test_fail_pending_ends_every_fsync() {
+    local n
+    make_slow_node
+    assert_ok write_piece A
+    pause_node alpha
+    fsync_dev 1
+    wait_until 20 "the FLUSH on its way" node_says alpha .in_flight 1
+    fsync_dev 2
+    wait_until 20 "the second fsync" under_way_are 2
+    assert_ok dst-nlpoke fail node=alpha
+    for n in 1 2; do
+        wait_until 20 "the end of fsync $n" test -e "$T/fsync.$n"
+        assert_contains "$(<"$T/fsync.$n")" "Link has been severed" "fsync $n"
+    done
+    resume_node alpha
+    set_links 3 4
+    assert_ok sync /dev/mapper/dev
+    assert_ok node_says alpha .writes 0
+}
+
+# A device's one error for a loss of data outlives a noflush suspend that takes its flushes back: alpha has no link, so
+# the flush that would find out of beta's loss goes back, and comes again.
+# @timeout 240
+test_loss_is_told_after_a_suspend() {
+    defer "$LEAVE_NOTHING"
+    defer "dst-nlpoke fail node=beta"
+    local name
+    for name in alpha beta; do
+        make_image $name 2M >/dev/null
+        start_nbdkit $name
+    done
+    assert_ok dmsetup create dev --table "0 8192 dst 2 alpha 0 4096 beta 0 4096"
+    assert_ok dst-nlpoke links node=alpha export=2097152 wanted=1 "link=0:1:nbd@$(node_uri alpha)"
+    assert_ok dst-nlpoke links node=beta export=2097152 wanted=1 "link=0:1:nbd@$(node_uri beta)" incarnation=one
+    let_udev_scan dev
+    assert_ok write_piece A
+    assert_ok dst-nlpoke drop node=alpha force
+    wait_until 10 "the loss of alpha" state_is alpha lost
+    fsync_dev 1
+    wait_until 20 "alpha's FLUSH in the queue" field_is 5 1
+    assert_ok write_piece B 600
+    assert_ok dst-nlpoke links node=beta export=2097152 wanted=1 "link=0:2:nbd@$(node_uri beta)" incarnation=two
+    assert_contains "$(klog)" "1 acknowledged writes are lost"
+    fsync_dev 2
+    wait_until 20 "the second fsync" under_way_are 2
+    assert_ok timeout 60 dmsetup suspend --noflush dev
+    assert_ok dst-nlpoke links node=alpha export=2097152 wanted=1 "link=0:2:nbd@$(node_uri alpha)"
+    assert_ok dmsetup resume --noudevsync dev
+    wait_until 20 "the first fsync" test -e "$T/fsync.1"
+    wait_until 20 "the second fsync" test -e "$T/fsync.2"
+    assert_eq "$(cat "$T"/fsync.? | grep -c "Input/output error")" 1 "fsyncs that were told"
+    assert_ok sync /dev/mapper/dev
+}
+
+# A node whose next links can't FLUSH (flags=361) while acknowledged writes are not durable: none makes them so. One
+# error, and from there on it is write-through.
+test_flush_command_is_gone() {
+    make_slow_node
+    assert_ok write_piece A
+    set_links 3 4 flags=361
+    assert_contains "$(klog)" "1 acknowledged writes are lost"
+    assert_fails "Input/output error" sync /dev/mapper/dev
+    assert_ok sync /dev/mapper/dev
+    assert_ok field_is 10 write_through
+    assert_ok write_piece B
+    assert_ok sync /dev/mapper/dev
+    assert_ok node_says alpha '"\(.writes) \(.errors)"' "0 0"
+}
+
+# Where a server can't say who it is, eio takes who is there after the last link has gone for another, also if nothing
+# was lost with the links; not where new ones take the place of live ones, and trust never.
+test_eio_counts_what_was_drained() {
+    make_slow_node
+    assert_ok write_piece A
+    assert_ok dst-nlpoke drop node=alpha
+    wait_until 10 "the end of the links" node_says alpha '.links | length' 0
+    set_links 3 4
+    assert_ok sync /dev/mapper/dev
+    assert_ok dst-nlpoke set node=alpha unknown_restart=1
+    assert_ok write_piece B
+    assert_ok dst-nlpoke drop node=alpha
+    wait_until 10 "the end of the links" node_says alpha '.links | length' 0
+    set_links 6 7
+    assert_fails "Input/output error" sync /dev/mapper/dev
+    assert_ok sync /dev/mapper/dev
+    assert_ok write_piece B
+    set_links 8 9
+    assert_ok sync /dev/mapper/dev
+}
