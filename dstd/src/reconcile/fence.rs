@@ -98,6 +98,11 @@ impl Fencer {
         Self { addresses, task }
     }
 
+    /// It doesn't end by itself: something in it panicked.
+    pub fn has_ended(&self) -> bool {
+        self.task.is_finished()
+    }
+
     pub fn tell(&self, addresses: Addresses) {
         self.addresses.send_replace(addresses);
     }

@@ -149,6 +149,11 @@ impl<K: Kernel + 'static, C: Connector> Daemon<K, C> {
             .collect();
     }
 
+    fn fencer(&self) -> Fencer {
+        let (kernel, connector) = (Arc::clone(&self.kernel), Arc::clone(&self.connector));
+        Fencer::start(kernel, connector, addresses(&self.topology))
+    }
+
     /// Those that are missing, and those that have ended: a node isn't left alone for what went wrong in one try.
     fn start_workers(&mut self) {
         self.workers.retain(|name, worker| {
@@ -249,6 +254,12 @@ impl<K: Kernel + 'static, C: Connector> Daemon<K, C> {
         executor.execute(&settings, |_| {}).await;
         self.tell(&look, true);
         Ok(())
+    }
+
+    async fn try_glance(&mut self) {
+        if let Err(error) = self.glance().await {
+            debug!(%error, "the kernel can't be looked at");
+        }
     }
 
     async fn look(&self) -> Result<Look, KernelError> {
@@ -525,11 +536,7 @@ pub async fn run<K: Kernel + 'static, C: Connector>(
     let seen = Fingerprint::of(&paths);
     let (mut daemon, inbox) = Daemon::new(Arc::clone(&kernel), connector, Topology::load(&paths)?);
     let mut wakers = Wakers::new(kernel.as_ref(), inbox, Files::watch(paths, seen))?;
-    let fencer = Fencer::start(
-        Arc::clone(&kernel),
-        Arc::clone(&daemon.connector),
-        addresses(&daemon.topology),
-    );
+    let mut fencer = daemon.fencer();
     let mut schedule = Schedule::new();
     let mut working = None;
     loop {
@@ -563,16 +570,25 @@ pub async fn run<K: Kernel + 'static, C: Connector>(
                 if let Err(error) = wakers.listen(kernel.as_ref()) {
                     debug!(%error, "no kernel events");
                 }
+                if fencer.has_ended() {
+                    error!(
+                        "the task that fences ended, which is a fault in dstd; it is started again"
+                    );
+                    fencer = daemon.fencer();
+                }
                 false
             }
         };
-        let must_wait = changed && !schedule.soon();
-        if (must_wait || changed && working.is_some())
-            && let Err(error) = daemon.glance().await
-        {
-            debug!(%error, "the kernel can't be looked at");
+        // Else the next pass does the same, and comes at once.
+        if changed && (!schedule.soon() || working.is_some()) {
+            daemon.try_glance().await;
         }
     }
+    end(working).await;
+    Ok(())
+}
+
+async fn end(working: Option<Working>) {
     info!("ending; devices and links stay as they are");
     notify::stopping();
     // Half a change isn't left behind: a device may be suspended.
@@ -581,7 +597,6 @@ pub async fn run<K: Kernel + 'static, C: Connector>(
     {
         warn!("a step hangs; what it does is left to it, and the rest to the next dstd");
     }
-    Ok(())
 }
 
 async fn turn<K: Kernel + 'static, C: Connector>(
