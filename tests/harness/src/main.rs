@@ -109,9 +109,7 @@ fn run(command: &Command) -> Result<ExitCode> {
             faults,
             minutes,
             ..
-        } => {
-            tests(&tree, common, filter, *faults, *minutes)
-        }
+        } => tests(&tree, common, filter, *faults, *minutes),
         Command::Demo { common } => with_machine(&tree, common, &Mode::Demo, |machine, out| {
             supervise::demo(machine, out)
         }),
