@@ -11,8 +11,8 @@ SPLATS+='|waiting for .* to become free|page allocation failure|double free|Obje
 SPLATS+='|Unable to handle|stack-protector|use-after-free|out-of-bounds|still allocated|hung_task'
 SPLATS+='|ODEBUG|DEBUG_LOCKS_WARN_ON'
 
-# What the debug kernel says when all is well; leaks are asked for, with their backtraces, in checks.sh.
-BENIGN='Kernel memory leak detector initialized|RCU lockdep checking is enabled|new suspected memory leaks|use-after-free debug is enabled'
+# Our own mark, and what the debug kernel says when all is well; leaks are asked for, with their backtraces, in checks.sh.
+BENIGN='dst-test: .* starts|Kernel memory leak detector initialized|RCU lockdep checking is enabled|new suspected memory leaks|use-after-free debug is enabled'
 
 klog_mark() { echo "dst-test: $1 starts" >/dev/kmsg; }
 
