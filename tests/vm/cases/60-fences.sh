@@ -369,7 +369,8 @@ test_fail_pending_ends_every_fsync() {
     assert_ok write_piece A
     pause_node alpha
     fsync_dev 1
-    wait_until 20 "the FLUSH on its way" node_says alpha .in_flight 1
+    # not what is in flight on links: udev reads what a writer has closed
+    wait_until 20 "the first fsync" under_way_are 1
     fsync_dev 2
     wait_until 20 "the second fsync" under_way_are 2
     assert_ok dst-nlpoke fail node=alpha
@@ -402,7 +403,6 @@ test_loss_is_told_after_a_suspend() {
     assert_ok dst-nlpoke drop node=alpha force
     wait_until 10 "the loss of alpha" state_is alpha lost
     fsync_dev 1
-    # not the queue's length: udev reads what a writer has closed
     wait_until 20 "the first fsync" under_way_are 1
     assert_ok write_piece B 600
     assert_ok dst-nlpoke links node=beta export=2097152 wanted=1 "link=0:2:nbd@$(node_uri beta)" incarnation=two
@@ -414,7 +414,7 @@ test_loss_is_told_after_a_suspend() {
     assert_ok dmsetup resume --noudevsync dev
     wait_until 20 "the end of the first fsync" test -e "$T/fsync.1"
     wait_until 20 "the end of the second fsync" test -e "$T/fsync.2"
-    assert_eq "$(cat "$T"/fsync.? | grep -c "Input/output error")" 1 "fsyncs that were told"
+    assert_eq "$(cat "$T"/fsync.? | grep -c "Input/output error" || true)" 1 "fsyncs that were told"
     assert_ok sync /dev/mapper/dev
 }
 
