@@ -48,7 +48,7 @@ start_holding_server() {
     # shellcheck disable=SC2016
     start_nbdkit alpha eval get_size='echo 4194304' thread_model='echo parallel' \
         pread="dd if=$T/alpha.img iflag=skip_bytes,count_bytes skip=\$4 count=\$3 bs=1M status=none" \
-        pwrite="if mv $T/hold $T/held 2>/dev/null; then for i in \$(seq 2000); do [ ! -e $T/go ] || break; sleep 0.1; done; fi
+        pwrite="if mv $T/hold $T/held 2>/dev/null; then for i in \$(seq 600); do [ ! -e $T/go ] || break; sleep 0.1; done; fi
             dd of=$T/alpha.img oflag=seek_bytes conv=notrunc seek=\$4 bs=1M iflag=fullblock status=none" \
         flush="true"
 }
@@ -192,7 +192,7 @@ test_detached_write_on_a_draining_link() {
     suspend_dev
     resume_dev
     set_links 0:2
-    assert_ok field_is 13 1
+    wait_until 30 "it, pushed back, at its own guard" field_is 13 1
     assert_ok node_says alpha '[.links[] | "\(.generation) \(.state)"] | sort | join(", ")' "1 draining, 2 live"
     touch "$T/go"
     wait $writer || fail "the write failed"
