@@ -95,8 +95,8 @@ pub struct Link {
     pub narrow: bool,
     /// The last WRITE was one that comes in several receives.
     pub long_writes: bool,
-    /// This link's turn to write into the file; ends with the link's own turn.
-    pub writing: Option<WriteTurn>,
+    /// This link's turn to write into the file, or that it didn't get one; ends with the link's own turn.
+    pub writing: Option<Option<WriteTurn>>,
     limits: LinkLimits,
     pub rx: Rx,
     pub tx: Tx,
@@ -334,10 +334,10 @@ impl Link {
             }
         };
         self.left += left;
-        // The rest of a large payload comes in one piece; else whatever is there, with the requests behind it.
         if self.long_writes && !self.narrow {
             span.len = span.len.min(AT_ONCE);
         }
+        // The rest of a large payload comes in one piece; else whatever is there, with the requests behind it.
         let all = need.payload >= IN_ONE;
         if all {
             span.len = span.len.min(need.payload as u32);

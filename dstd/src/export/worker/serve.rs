@@ -255,10 +255,8 @@ impl Link {
         span: Span,
         offset: u64,
     ) -> io::Result<Option<()>> {
-        if self.writing.is_none() {
-            self.writing = self.backend.turn();
-        }
-        match self.writing {
+        // Asked once in a link's turn: to wait in vain again for each request would hold up all other links.
+        match self.writing.get_or_insert_with(|| self.backend.turn()) {
             Some(_) => self.backend.try_write(core.pool.bytes(span), offset),
             None => Ok(None),
         }
