@@ -14,7 +14,7 @@ CUT="a suspend can't wait for a write's pages"
 
 # make_devices: dev is 4 MiB of alpha, other the last MiB of that: it keeps the node while dev's table is another one.
 make_devices() {
-    defer "touch $T/go; dst-nlpoke fail node=alpha; dst-nlpoke fenced node=alpha force; dmsetup remove --retry dev; dmsetup remove --retry other"
+    defer "touch $T/go; dst-nlpoke set node=alpha policy=2; dst-nlpoke fail node=alpha; dst-nlpoke fenced node=alpha force; dmsetup remove --retry dev; dmsetup remove --retry other"
     assert_ok dmsetup create dev --table "0 8192 dst 1 alpha 0 8192"
     assert_ok dmsetup create other --table "0 2048 dst 1 alpha 6144 2048"
     assert_ok dst-nlpoke set node=alpha "quiesce=$NEVER"
