@@ -178,6 +178,31 @@ test_detached_write_whose_link_is_lost() {
     assert_ok links_are 0:2
 }
 
+# The server of a detached write ends in order, and the node says that this is a fence.
+# @timeout 240
+test_half_done_write_and_end_of_file() {
+    local writer
+    start_holding_server
+    make_devices
+    assert_ok dst-nlpoke set node=alpha eof_fences=1
+    set_links 0:1
+    : >"$T/hold"
+    write_at dev A 4096 0 &
+    writer=$!
+    wait_until 30 "the server to have the write" test -e "$T/held"
+    suspend_dev
+    resume_dev
+    wait_until 30 "it, pushed back, at its own guard" field_is 13 1
+    kill_node alpha
+    wait_until 30 "the fence, and the write in the queue" node_says alpha '"\(.state) \(.ambiguous) \(.barred) \(.queued)"' "lost 0 0 1"
+    assert_contains "$(klog)" "the server closed the connection"
+    start_holding_server
+    set_links 0:2
+    wait $writer || fail "the write failed"
+    assert_ok image_holds A 4096 0
+    assert_ok links_are 0:2
+}
+
 # A link that is replaced while it has a detached write drains: it is read until the answer has come.
 # @timeout 240
 test_detached_write_on_a_draining_link() {
