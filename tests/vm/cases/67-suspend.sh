@@ -94,6 +94,8 @@ test_stopped_server_keeps_its_links() {
     reader=$!
     write_at dev A 65536 0 &
     writer=$!
+    # Both seek first, and fallocate would hold the lock that this needs (blkdev_llseek).
+    wait_until 20 "two requests in flight" on_links_are 2
     timeout 150 fallocate --zero-range --keep-size --offset 131072 --length 65536 /dev/mapper/dev &
     zeroer=$!
     wait_until 20 "three requests in flight" on_links_are 3
