@@ -233,6 +233,10 @@ static bool dmdst_link_collect(struct dmdst_link *link, struct list_head *moved,
 		if (!link->slots[i].req)
 			continue;
 		req = dmdst_link_vacate(link, i);
+		if (link->late) {
+			req->late = true;
+			req->late_at = jiffies;
+		}
 		if (req->tx_start >= link->tx.sent || !dmdst_req_is_write(req))
 			list_add_tail(&req->list, moved);
 		else
@@ -439,8 +443,29 @@ void dmdst_link_set_birth(struct dmdst_link *link, u32 birth, bool write_back)
 
 /* ---- time ---- */
 
+/* Any byte is life, and so is room in a socket that was full. */
+void dmdst_link_lives(struct dmdst_link *link)
+{
+	WRITE_ONCE(link->progress, jiffies);
+	if (READ_ONCE(link->node->heard) != jiffies)
+		WRITE_ONCE(link->node->heard, jiffies);
+}
+
+/*
+ * A request that cost a link its long time doesn't get that again, unless the
+ * node has been heard since: a dead one is not waited for once a link.
+ */
+static bool dmdst_slot_may_take_long(struct dmdst_link *link, const struct dmdst_slot *slot)
+{
+	const struct dmdst_req *req = slot->req;
+
+	if (slot->cmd == NBDW_CMD_READ || slot->cmd == NBDW_CMD_WRITE)
+		return false;
+	return !req || !req->late || time_after(READ_ONCE(link->node->heard), req->late_at);
+}
+
 /* In jiffies, how long the oldest request has been unanswered. */
-static u32 dmdst_link_oldest(struct dmdst_link *link)
+static u32 dmdst_link_oldest(struct dmdst_link *link, bool *may_take_long)
 {
 	struct dmdst_slot *slot, *end = link->slots + DMDST_DEPTH;
 	u32 age, oldest = 0;
@@ -449,6 +474,7 @@ static u32 dmdst_link_oldest(struct dmdst_link *link)
 	for (slot = link->slots; slot < end; slot++) {
 		if (!slot->req && !slot->detached)
 			continue;
+		*may_take_long |= dmdst_slot_may_take_long(link, slot);
 		age = (u32)jiffies - slot->since;
 		oldest = max(oldest, age);
 		if (age < DMDST_SLOW || slot->warned || slot->detached)
@@ -462,21 +488,24 @@ static u32 dmdst_link_oldest(struct dmdst_link *link)
 }
 
 /*
- * Any byte is life, and so is room in a socket that was full. @timeout in ms,
- * or DMDST_NEVER; what a server may take long for gets ten times that, and so
- * does what may wait behind it.
+ * @timeout in ms, or DMDST_NEVER; what a server may take long for gets ten
+ * times that, and so does what may wait behind it.
  */
 void dmdst_link_check_time(struct dmdst_link *link, u32 timeout)
 {
 	u64 patience = (u64)timeout * HZ / MSEC_PER_SEC;
-	u32 quiet;
+	bool may_take_long = false, late;
+	u32 oldest, quiet;
 
 	spin_lock(&link->lock);
-	quiet = min(dmdst_link_oldest(link), (u32)jiffies - (u32)READ_ONCE(link->progress));
-	if (link->nr_long)
+	oldest = dmdst_link_oldest(link, &may_take_long);
+	quiet = min(oldest, (u32)jiffies - (u32)READ_ONCE(link->progress));
+	if (may_take_long)
 		patience *= DMDST_LONG_FACTOR;
+	late = timeout != DMDST_NEVER && quiet > patience;
+	link->late |= late;
 	spin_unlock(&link->lock);
-	if (timeout != DMDST_NEVER && quiet > patience)
+	if (late)
 		dmdst_link_lose(link, ETIMEDOUT, "no answer in time");
 }
 
@@ -522,8 +551,6 @@ void dmdst_link_free_slot(struct dmdst_link *link, u16 slot)
 	lockdep_assert_held(&link->lock);
 	if (s->cmd == NBDW_CMD_READ)
 		link->nr_reads--;
-	else if (s->cmd != NBDW_CMD_WRITE)
-		link->nr_long--;
 	s->req = NULL;
 	s->detached = false;
 	link->free[link->nr_free++] = slot;

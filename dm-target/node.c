@@ -369,6 +369,7 @@ void dmdst_node_links_up(struct dmdst_node *node, struct list_head *fresh,
 	node->suspect = false;
 	node->expired = false;
 	node->down = false;
+	WRITE_ONCE(node->heard, jiffies);
 	dmdst_tick_soon(node);
 	changed = dmdst_node_update_state(node, NULL);
 	dmdst_node_take_queue(node, NULL, &queue);

@@ -234,7 +234,7 @@ static bool dmdst_rx_account(struct dmdst_link *link, size_t bytes,
 	u32 payload;
 
 	rx->received += bytes;
-	WRITE_ONCE(link->progress, jiffies);
+	dmdst_link_lives(link);
 	if (rx->slot) {
 		payload = min_t(size_t, bytes, rx->slot->len - rx->got);
 		rx->got += payload;

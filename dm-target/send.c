@@ -110,8 +110,6 @@ static void dmdst_tx_give_slot(struct dmdst_link *link, struct dmdst_req *req)
 	link->slots[slot].refused = false;
 	if (req->cmd == NBDW_CMD_READ)
 		link->nr_reads++;
-	else if (req->cmd != NBDW_CMD_WRITE)
-		link->nr_long++;
 }
 
 /* Header and, for a write, the iterator for its payload. False: not now. */
@@ -234,7 +232,7 @@ static ssize_t dmdst_tx_push(struct dmdst_link *link, struct list_head *done)
 	memalloc_noreclaim_restore(noreclaim);
 	/* Room in a socket that was full: the peer reads. */
 	if (ret > 0 && tx->full)
-		WRITE_ONCE(link->progress, jiffies);
+		dmdst_link_lives(link);
 	tx->full = ret == -EAGAIN;
 	if (ret > 0)
 		tx->corked = tx->more;

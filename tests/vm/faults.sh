@@ -15,8 +15,8 @@ NODES=(alpha beta gamma delta)
 LOW=6144
 HIGH=2048
 DISK_PORT=10811
-# How long a node may take to be lost or healthy again. A link with a FLUSH has ten times the time-out, and when it is lost
-# the FLUSH goes to the next: four links of a node that is dead take forty times the time-out.
+# How long a node may take to be lost or healthy again. A link with a FLUSH has ten times the time-out; when it is lost
+# the FLUSH goes to the next, for one time-out each, if nothing was heard of the node meanwhile.
 PATIENCE=240
 declare -A KIND
 TRIES=0

@@ -325,6 +325,32 @@ test_time_out() {
     assert_ok cmp -n 4096 "$T/read" "$(node_image alpha)"
 }
 
+# klog_time TEXT: when the kernel said the last line with that, in whole seconds since boot.
+klog_time() { klog | sed -nE "s/^\[ *([0-9]+)\..*$1.*/\1/p" | tail -n 1; }
+
+# A stopped server gets its long time for a FLUSH once, not on each link.
+# @timeout 240
+test_time_out_of_a_flush() {
+    local stopped first
+    make_slow_node
+    assert_ok dst-nlpoke set node=alpha timeout=2000
+    # The writer's end would have udev read the device.
+    defer "udevadm control --start-exec-queue"
+    assert_ok udevadm control --stop-exec-queue
+    assert_ok write_piece A
+    pause_node alpha
+    stopped=$(cut -d. -f1 /proc/uptime)
+    timeout 100 sync /dev/mapper/dev &
+    wait_until 60 "the loss of the busy link" state_is alpha degraded
+    first=$(klog_time "no answer in time")
+    ((first - stopped >= 19)) || fail "the FLUSH had only $((first - stopped)) of 20 s"
+    wait_until 60 "the loss of the other, which has it now" state_is alpha lost
+    (($(klog_time "no answer in time") - first < 10)) || fail "it had its long time again: $(klog)"
+    resume_node alpha
+    set_links 3 4
+    wait $! || fail "the FLUSH failed"
+}
+
 # A new incarnation while writes are not durable: each device fails one flush, also over a reload; a clean node none.
 test_incarnation() {
     local dev
