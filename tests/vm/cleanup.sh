@@ -18,20 +18,20 @@ run_deferred() {
     rm -f "$STATE/deferred"
 }
 
-# Whoever would make devices again while they are taken away.
+# Whoever would make devices again while they are taken away; servers are needed until the devices are gone.
 stop_daemons() {
     local unit
     for unit in /sys/fs/cgroup/system.slice/dstd*.service; do
         timeout 30 systemctl stop "${unit##*/}"
     done
-    pgrep -x dstd >/dev/null || return 0
-    pkill -CONT -x dstd
-    pkill -TERM -x dstd
+    pgrep -f '(^|/)dstd run' >/dev/null || return 0
+    pkill -CONT -f '(^|/)dstd run'
+    pkill -TERM -f '(^|/)dstd run'
     for _ in {1..50}; do
-        pgrep -x dstd >/dev/null || return 0
+        pgrep -f '(^|/)dstd run' >/dev/null || return 0
         sleep 0.1
     done
-    pkill -KILL -x dstd
+    pkill -KILL -f '(^|/)dstd run'
 }
 
 # kill_group test|nodes: everything the test started, or the servers.
@@ -81,15 +81,21 @@ stop_empty_arrays() {
     done
 }
 
-# A node without links makes whoever reads its device wait for ever, LVM's tools too: end what waits, and take
-# the devices away before anything scans them.
-drop_unready_dst_devices() {
-    local name node
+# A node without links makes whoever uses its device wait for ever, umount too: end what waits, and what comes.
+fail_dead_nodes() {
+    local node
+    any /sys/block/dm-* || return 0
     for node in $(dmsetup status --noflush --target dst 2>/dev/null |
         awk '{ for (i = 0; i < $5; i++) if ($(8 + i * $6) !~ /^(live|degraded)$/) print $(7 + i * $6) }' | sort -u); do
-        timeout 20 dstd fail-pending "$node"
+        timeout 20 dst-nlpoke set node="$node" policy=2
+        timeout 20 dst-nlpoke fail node="$node"
     done
-    for name in $(dmsetup status --noflush --target dst 2>/dev/null | awk -F': ' '/ (waiting|mismatch|lost) /{ print $1 }'); do
+}
+
+# Before anything, LVM's tools too, scans them.
+drop_unready_dst_devices() {
+    local name
+    for name in $(dmsetup status --noflush --target dst 2>/dev/null | awk -F': ' '/ (waiting|mismatch|lost|failed) /{ print $1 }'); do
         timeout 20 dmsetup remove "$name"
     done
 }
@@ -184,6 +190,7 @@ cleanup() {
         run_deferred
         stop_daemons
         kill_group test
+        fail_dead_nodes
         unmount_all
         stop_arrays
         remove_dm_devices

@@ -28,7 +28,7 @@ power_on() {
     start_machine_server "$name"
 }
 
-# Its server sees the machine's boot id, not the guest's.
+# Its server sees the machine's boot id, not the guest's. What is unmounted must be so there, too (slave).
 start_machine_server() {
     local name=$1 server
     server=(nbdkit --foreground --port "$NODE_PORT" file "/dev/mapper/srv-$name")
@@ -36,7 +36,7 @@ start_machine_server() {
         server=(dstd export --listen "[::]:$NODE_PORT" "$name=/dev/mapper/srv-$name")
     fi
     # shellcheck disable=SC2016 # the inner shell expands it
-    launch "$name" "$([[ ${server[0]} == nbdkit ]] || echo "$name")" unshare --mount --propagation private \
+    launch "$name" "$([[ ${server[0]} == nbdkit ]] || echo "$name")" unshare --mount --propagation slave \
         bash -c 'mount --bind "$0" /proc/sys/kernel/random/boot_id && exec "$@"' "$T/$name.boot" "${server[@]}"
 }
 
