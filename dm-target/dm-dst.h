@@ -93,8 +93,6 @@ struct dmdst_req {
 	bool			answered; /* before its last byte was sent */
 	bool			spliced; /* this time */
 	bool			pages_out; /* an old socket may still have them */
-	bool			late;	/* a link was lost that didn't answer it */
-	unsigned long		late_at; /* jiffies: when that was */
 	struct dmdst_sync	sync;
 };
 
@@ -234,7 +232,8 @@ struct dmdst_node {
 	u32			fails;	/* fail-pendings so far */
 	unsigned long		lost_at; /* jiffies: the last link's loss */
 	u64			reconnects; /* links up since the first loss */
-	unsigned long		heard;	/* jiffies: any link's progress; no lock */
+	unsigned long		heard;	/* jiffies: a byte on any link; no lock */
+	unsigned long		gave_up; /* jiffies: nothing heard for a long time */
 	struct dmdst_conduct	conduct;
 	struct dmdst_flush	flush;
 	struct dmdst_req	probe;	/* asks, to hear an answer */
@@ -399,7 +398,6 @@ struct dmdst_link {
 	struct list_head	sendq;	/* no slot yet */
 	unsigned int		nr_free;
 	unsigned int		nr_reads; /* with a slot */
-	bool			late;	/* lost since it didn't answer */
 	bool			fail;	/* when lost: fail what it carries */
 	bool			fenced;	/* nothing it carried can be applied */
 	bool			reset;	/* a send or receive said so */
@@ -442,7 +440,7 @@ void dmdst_link_fail(struct dmdst_link *link, bool only_busy, const char *why);
 void dmdst_link_fenced(struct dmdst_link *link);
 void dmdst_link_set_birth(struct dmdst_link *link, u32 birth, bool write_back);
 bool dmdst_link_carries(struct dmdst_link *link, const struct dmdst_target *target);
-void dmdst_link_lives(struct dmdst_link *link);
+void dmdst_link_heard(struct dmdst_link *link);
 void dmdst_link_check_time(struct dmdst_link *link, u32 timeout);
 void dmdst_link_check_drained(struct dmdst_link *link);
 void dmdst_link_answered(struct dmdst_link *link, struct list_head *reqs);

@@ -233,10 +233,6 @@ static bool dmdst_link_collect(struct dmdst_link *link, struct list_head *moved,
 		if (!link->slots[i].req)
 			continue;
 		req = dmdst_link_vacate(link, i);
-		if (link->late) {
-			req->late = true;
-			req->late_at = jiffies;
-		}
 		if (req->tx_start >= link->tx.sent || !dmdst_req_is_write(req))
 			list_add_tail(&req->list, moved);
 		else
@@ -443,8 +439,11 @@ void dmdst_link_set_birth(struct dmdst_link *link, u32 birth, bool write_back)
 
 /* ---- time ---- */
 
-/* Any byte is life, and so is room in a socket that was full. */
-void dmdst_link_lives(struct dmdst_link *link)
+/*
+ * Any byte is life. Room in a socket that was full is, too, but only this
+ * link's: a dead server's buffers take in what other links carried.
+ */
+void dmdst_link_heard(struct dmdst_link *link)
 {
 	WRITE_ONCE(link->progress, jiffies);
 	if (READ_ONCE(link->node->heard) != jiffies)
@@ -452,20 +451,22 @@ void dmdst_link_lives(struct dmdst_link *link)
 }
 
 /*
- * A request that cost a link its long time doesn't get that again, unless the
- * node has been heard since: a dead one is not waited for once a link.
+ * A node of which nothing was heard for a link's long time gets it on no other,
+ * until it is heard: a dead one is not waited for once a link.
  */
-static bool dmdst_slot_may_take_long(struct dmdst_link *link, const struct dmdst_slot *slot)
+static bool dmdst_link_may_take_long(const struct dmdst_link *link)
 {
-	const struct dmdst_req *req = slot->req;
+	const struct dmdst_node *node = link->node;
 
-	if (slot->cmd == NBDW_CMD_READ || slot->cmd == NBDW_CMD_WRITE)
-		return false;
-	return !req || !req->late || time_after(READ_ONCE(link->node->heard), req->late_at);
+	lockdep_assert_held(&node->lock);
+	return !time_after(node->gave_up, READ_ONCE(node->heard));
 }
 
-/* In jiffies, how long the oldest request has been unanswered. */
-static u32 dmdst_link_oldest(struct dmdst_link *link, bool *may_take_long)
+/*
+ * In jiffies, how long the oldest request has been unanswered. @slow: is there
+ * one that a server may take long for?
+ */
+static u32 dmdst_link_oldest(struct dmdst_link *link, bool *slow)
 {
 	struct dmdst_slot *slot, *end = link->slots + DMDST_DEPTH;
 	u32 age, oldest = 0;
@@ -474,7 +475,7 @@ static u32 dmdst_link_oldest(struct dmdst_link *link, bool *may_take_long)
 	for (slot = link->slots; slot < end; slot++) {
 		if (!slot->req && !slot->detached)
 			continue;
-		*may_take_long |= dmdst_slot_may_take_long(link, slot);
+		*slow |= slot->cmd != NBDW_CMD_READ && slot->cmd != NBDW_CMD_WRITE;
 		age = (u32)jiffies - slot->since;
 		oldest = max(oldest, age);
 		if (age < DMDST_SLOW || slot->warned || slot->detached)
@@ -494,19 +495,23 @@ static u32 dmdst_link_oldest(struct dmdst_link *link, bool *may_take_long)
 void dmdst_link_check_time(struct dmdst_link *link, u32 timeout)
 {
 	u64 patience = (u64)timeout * HZ / MSEC_PER_SEC;
-	bool may_take_long = false, late;
+	bool slow = false;
 	u32 oldest, quiet;
 
+	lockdep_assert_held(&link->node->lock);
 	spin_lock(&link->lock);
-	oldest = dmdst_link_oldest(link, &may_take_long);
-	quiet = min(oldest, (u32)jiffies - (u32)READ_ONCE(link->progress));
-	if (may_take_long)
-		patience *= DMDST_LONG_FACTOR;
-	late = timeout != DMDST_NEVER && quiet > patience;
-	link->late |= late;
+	oldest = dmdst_link_oldest(link, &slow);
 	spin_unlock(&link->lock);
-	if (late)
-		dmdst_link_lose(link, ETIMEDOUT, "no answer in time");
+
+	quiet = min(oldest, (u32)jiffies - (u32)READ_ONCE(link->progress));
+	slow &= dmdst_link_may_take_long(link);
+	if (slow)
+		patience *= DMDST_LONG_FACTOR;
+	if (timeout == DMDST_NEVER || quiet <= patience)
+		return;
+	if (slow && jiffies - READ_ONCE(link->node->heard) > patience)
+		link->node->gave_up = jiffies;
+	dmdst_link_lose(link, ETIMEDOUT, "no answer in time");
 }
 
 /* Does it hold up a suspend of @target? */

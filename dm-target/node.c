@@ -107,6 +107,8 @@ static struct dmdst_node *dmdst_node_create(const char *name)
 	spin_lock_init(&node->lock);
 	node->state = DMDST_NODE_WAITING;
 	node->wanted = 1;
+	node->heard = jiffies;
+	node->gave_up = node->heard;
 	INIT_LIST_HEAD(&node->links);
 	INIT_LIST_HEAD(&node->queue);
 	node->conduct = dmdst_conduct_default;

@@ -234,7 +234,7 @@ static bool dmdst_rx_account(struct dmdst_link *link, size_t bytes,
 	u32 payload;
 
 	rx->received += bytes;
-	dmdst_link_lives(link);
+	dmdst_link_heard(link);
 	if (rx->slot) {
 		payload = min_t(size_t, bytes, rx->slot->len - rx->got);
 		rx->got += payload;

@@ -232,7 +232,7 @@ static ssize_t dmdst_tx_push(struct dmdst_link *link, struct list_head *done)
 	memalloc_noreclaim_restore(noreclaim);
 	/* Room in a socket that was full: the peer reads. */
 	if (ret > 0 && tx->full)
-		dmdst_link_lives(link);
+		WRITE_ONCE(link->progress, jiffies);
 	tx->full = ret == -EAGAIN;
 	if (ret > 0)
 		tx->corked = tx->more;
