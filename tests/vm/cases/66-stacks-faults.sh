@@ -136,11 +136,12 @@ check_paths() {
 # fail_over ROUNDS: the network of the path in use delays what is sent by ten seconds, so that its link times out and its writes
 # arrive when the other path has long been used; again and again, under the checker. Ends with the checker's status.
 fail_over() {
-    local round active checker sent queued
+    local round active checker paths sent queued
     rm -f "$T/stop"
     dst-checker --device /dev/mapper/mp --hot 256 --regions 4 --threads 8 --stop-file "$T/stop" >"$T/verdict" 2>&1 9>&- &
     checker=$!
     check_paths &
+    paths=$!
     for ((round = 1; round <= $1; round++)); do
         wait_until 120 "a live path with requests" find_active
         active=$ACTIVE
@@ -156,7 +157,7 @@ fail_over() {
     RC=0
     wait $checker || RC=$?
     cat "$T/verdict"
-    wait
+    wait $paths
     FAILED=$(klog | grep -c "Failing path" || true)
 }
 path_is_busy() { is_live "$1" && (($(node_field "$1" 4 "via-$1") > 0)); }
