@@ -83,11 +83,18 @@ diagnose() {
     echo w >/proc/sysrq-trigger
 }
 
+# A test before it, in which the VM died, left files that speak of namespaces which aren't there any more.
+begin_test() {
+    rm -rf "$T" "$STATE/deferred"
+    echo 0 >"$STATE/phase"
+    klog_mark "$1"
+}
+
 # run_test NAME FILE FUNCTION TIMEOUT EXPECT: one test, from its start to its verdict.
 run_test() {
     local name=$1 limit=$(($4 * SLOWNESS)) expect=$5 log=$RESULTS/logs/$1.log began status
     printf '%s\n' "$name" >"$STATE/current"
-    [[ -s $STATE/phase ]] || { echo 0 >"$STATE/phase" && klog_mark "$name"; }
+    [[ -s $STATE/phase ]] || begin_test "$name"
     sync -f "$STATE" # else a VM that dies now would run this test again, for ever
     tell "start $name $limit"
     began=$EPOCHREALTIME

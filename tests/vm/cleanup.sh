@@ -120,10 +120,11 @@ remove_dm_devices() {
     done
 }
 
+# srv-*, and whatever else only a server had open.
 remove_server_disks() {
     local name
     any /sys/block/dm-* || return 0
-    for name in $(dmsetup info -c --noheadings -o name -S 'name=~"^srv-"' 2>/dev/null); do
+    for name in $(dmsetup info -c --noheadings -o name -S 'open=0' 2>/dev/null); do
         timeout 20 dmsetup remove --retry "$name"
     done
     ! any /sys/block/loop*/loop/backing_file || losetup -D
