@@ -180,6 +180,15 @@ test_crash_loses_only_the_unsynced() {
 # @timeout 20
 # @expect-fail the VM died or was reset during this test
 test_planted_death() {
+    make_node_net alpha
+    sync
     echo b >/proc/sysrq-trigger
     sleep 60
+}
+
+# What the dead VM left on disk says that alpha has a namespace.
+test_death_leaves_no_nodes() {
+    make_image alpha 1M >/dev/null
+    start_nbdkit alpha
+    assert_ok test -e /run/netns/n-alpha
 }
