@@ -288,13 +288,11 @@ fn available(export: &Export) -> Result<std::sync::Arc<super::catalog::Open>, Re
     })
 }
 
-/// A client that doesn't know the block size would send requests that must fail.
+/// A client that doesn't know the block size would send requests that must fail. Who doesn't ask, as nbd-client, uses
+/// sectors.
 fn check_blocks(min_block: u32, request: Option<&InfoRequest>) -> Result<(), Refusal> {
-    let known = match request {
-        Some(request) => min_block == 1 || request.wants(proto::INFO_BLOCK_SIZE),
-        None => min_block <= SECTOR,
-    };
-    if known {
+    let asks = request.is_some_and(|request| request.wants(proto::INFO_BLOCK_SIZE));
+    if asks || min_block <= SECTOR {
         return Ok(());
     }
     let text =
@@ -340,4 +338,35 @@ fn infos(
         .iter()
         .flat_map(|info| encode_reply(option, proto::REP_INFO, &info.encode()));
     replies.collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_asks_for_no_block_size_gets_sectors_and_nothing_larger() {
+        let go = |wanted: &[u16]| InfoRequest {
+            name: "a".into(),
+            wanted: wanted.into(),
+        };
+        let (mute, asking) = (go(&[proto::INFO_NAME]), go(&[proto::INFO_BLOCK_SIZE]));
+        for (min_block, request, ok) in [
+            (1, None, true),
+            (512, None, true),
+            (4096, None, false),
+            (1, Some(&mute), true),
+            (512, Some(&mute), true),
+            (4096, Some(&mute), false),
+            (4096, Some(&asking), true),
+        ] {
+            let answer = check_blocks(min_block, request).map_err(|refusal| refusal.kind);
+            let due = if ok {
+                Ok(())
+            } else {
+                Err(proto::REP_ERR_BLOCK_SIZE_REQD)
+            };
+            assert_eq!(answer, due, "{min_block} bytes, {request:?}");
+        }
+    }
 }

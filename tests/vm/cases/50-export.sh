@@ -126,13 +126,19 @@ test_tree() {
     assert_ok dstd remove lower
 }
 
-# The kernel's own client with a file system on it.
+# The kernel's own client: on a disk of 512-byte sectors, though it doesn't ask for block sizes; with a file system on it.
 test_nbd_client() {
     need_command nbd-client
     need_module nbd
     modprobe nbd
     make_image alpha $((64 * MIB)) >/dev/null
-    start_export alpha
+    dm_disk disk "0 8192 linear $(scratch 1) 0"
+    start_export alpha "alpha=$(node_image alpha)" disk=/dev/mapper/disk
+    assert_ok nbd-client "$(node_addr alpha)" "$NODE_PORT" /dev/nbd1 -name disk
+    make_file "$T/pattern" 4M
+    assert_ok dd if="$T/pattern" of=/dev/nbd1 bs=64k oflag=direct status=none
+    assert_ok nbd-client -d /dev/nbd1
+    assert_ok cmp "$T/pattern" /dev/mapper/disk
     assert_ok nbd-client "$(node_addr alpha)" "$NODE_PORT" /dev/nbd0 -name alpha -connections 4
     assert_ok mkfs.ext4 -q /dev/nbd0
     mkdir -p "$T/mnt"
