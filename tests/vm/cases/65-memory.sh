@@ -75,7 +75,7 @@ test_swap_on_the_device() {
     outside 1200 800
     assert_ok mkswap /dev/mapper/dev
     assert_ok swapon /dev/mapper/dev
-    dst-hog 320 4 >"$T/hog" 2>&1 9>&- &
+    dst-hog 320 2 >"$T/hog" 2>&1 9>&- &
     hog=$!
     for turn in 1 2 3; do
         wait_until 240 "$((turn * 40)) MiB in swap" swapped_at_least $((turn * 40 * 1024))
