@@ -1,17 +1,15 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * Loading and unloading of dm-dst.ko: the workqueues, the netlink family and
- * the device-mapper target, in that order and back. Nothing else.
+ * Loading and unloading of dm-dst.ko: workqueues, senders, the netlink family
+ * and the device-mapper target, in that order and back. Nothing else.
  */
 #include <linux/module.h>
 #include "dm-dst.h"
 
 /*
- * Three, because each must get on while workers of the others are busy, also
- * when memory is short: a send may wait for room that a receive makes, and a
- * lost link is taken down by cancelling both.
+ * Two, because each must get on while workers of the other are busy, also when
+ * memory is short: a lost link is taken down by cancelling its receive.
  */
-struct workqueue_struct *dmdst_send_wq;
 struct workqueue_struct *dmdst_recv_wq;
 struct workqueue_struct *dmdst_down_wq;
 
@@ -21,18 +19,15 @@ static void dmdst_destroy_workqueues(void)
 		destroy_workqueue(dmdst_down_wq);
 	if (dmdst_recv_wq)
 		destroy_workqueue(dmdst_recv_wq);
-	if (dmdst_send_wq)
-		destroy_workqueue(dmdst_send_wq);
 }
 
 static int dmdst_create_workqueues(void)
 {
-	const unsigned int flags = WQ_MEM_RECLAIM | WQ_HIGHPRI | WQ_UNBOUND;
+	const unsigned int flags = WQ_MEM_RECLAIM | WQ_UNBOUND;
 
-	dmdst_send_wq = alloc_workqueue("dmdst_send", flags, 0);
-	dmdst_recv_wq = alloc_workqueue("dmdst_recv", flags, 0);
-	dmdst_down_wq = alloc_workqueue("dmdst_down", WQ_MEM_RECLAIM | WQ_UNBOUND, 0);
-	if (dmdst_send_wq && dmdst_recv_wq && dmdst_down_wq)
+	dmdst_recv_wq = alloc_workqueue("dmdst_recv", flags | WQ_HIGHPRI, 0);
+	dmdst_down_wq = alloc_workqueue("dmdst_down", flags, 0);
+	if (dmdst_recv_wq && dmdst_down_wq)
 		return 0;
 	dmdst_destroy_workqueues();
 	return -ENOMEM;
@@ -45,9 +40,12 @@ static int __init dmdst_init(void)
 	ret = dmdst_create_workqueues();
 	if (ret)
 		return ret;
-	ret = dmdst_tick_module_init();
+	ret = dmdst_senders_module_init();
 	if (ret)
 		goto err_workqueues;
+	ret = dmdst_tick_module_init();
+	if (ret)
+		goto err_senders;
 	ret = dmdst_link_module_init();
 	if (ret)
 		goto err_tick;
@@ -65,6 +63,8 @@ err_link:
 	dmdst_link_module_exit();
 err_tick:
 	dmdst_tick_module_exit();
+err_senders:
+	dmdst_senders_module_exit();
 err_workqueues:
 	dmdst_destroy_workqueues();
 	return ret;
@@ -79,6 +79,7 @@ static void __exit dmdst_exit(void)
 	dmdst_netlink_exit();
 	dmdst_fences_forget_all();
 	dmdst_tick_module_exit();
+	dmdst_senders_module_exit();
 	dmdst_destroy_workqueues();
 }
 

@@ -10,6 +10,7 @@
 #include <net/sock.h>
 #include <net/tcp.h>
 #include "dm-dst.h"
+#include "trace.h"
 
 /*
  * The stream position up to which the socket has let go of spliced pages: what
@@ -102,6 +103,7 @@ static void dmdst_detach_unsent(struct dmdst_link *link,
 		if (!req || req->tx_start < boundary)
 			continue;
 		dmdst_link_vacate(link, i);
+		trace_dmdst_requeue(req, link, true, "unsent");
 		dmdst_req_move(req, DMDST_REQ_ON_LINK);
 		list_add(&req->list, &link->sendq);
 	}
@@ -138,6 +140,7 @@ static bool dmdst_detach_sent(struct dmdst_link *link, const struct dmdst_target
 				continue;
 			wrote = true;
 		}
+		trace_dmdst_requeue(req, link, true, "detached");
 		link->slots[i].req = NULL;
 		link->slots[i].detached = true;
 		dmdst_req_move(req, DMDST_REQ_HELD);
@@ -158,10 +161,17 @@ bool dmdst_link_detach(struct dmdst_link *link, const struct dmdst_target *targe
 	u64 boundary;
 
 	mutex_lock(&link->tx.mutex);
+	if (link->tx.over) {
+		/* The socket may be gone. */
+		mutex_unlock(&link->tx.mutex);
+		return false;
+	}
 	mutex_lock(&link->rx.mutex);
-	spin_lock(&link->lock);
+	/* Nor may TCP itself receive. */
+	lock_sock(link->sock->sk);
+	spin_lock_bh(&link->lock);
 	/* Of a lost link down_work takes care, and may have done so. */
-	if (link->state == DMDST_LINK_LIVE || link->state == DMDST_LINK_DRAINING) {
+	if (dmdst_link_is_up(link->state)) {
 		boundary = dmdst_detach_boundary(link);
 		lies = dmdst_detach_finds_a_lie(link, boundary);
 		if (!lies) {
@@ -169,7 +179,8 @@ bool dmdst_link_detach(struct dmdst_link *link, const struct dmdst_target *targe
 			wrote = dmdst_detach_sent(link, target, back);
 		}
 	}
-	spin_unlock(&link->lock);
+	spin_unlock_bh(&link->lock);
+	release_sock(link->sock->sk);
 	mutex_unlock(&link->rx.mutex);
 	mutex_unlock(&link->tx.mutex);
 

@@ -21,6 +21,7 @@
 #include <linux/bvec.h>
 #include <linux/device-mapper.h>
 #include <linux/kref.h>
+#include <linux/kthread.h>
 #include <linux/list.h>
 #include <linux/mutex.h>
 #include <linux/net.h>
@@ -90,6 +91,7 @@ struct dmdst_req {
 	bool			no_hole;
 	bool			fua;
 	bool			sync_after; /* FUA on a server without it */
+	bool			noted;	/* counted, not yet forgotten */
 	bool			answered; /* before its last byte was sent */
 	bool			spliced; /* this time */
 	bool			pages_out; /* an old socket may still have them */
@@ -98,9 +100,11 @@ struct dmdst_req {
 
 void dmdst_req_init(struct dmdst_req *req, struct dmdst_node *node, u16 cmd);
 void dmdst_req_move(struct dmdst_req *req, enum dmdst_req_state to);
+void dmdst_bio_end(struct bio *bio, blk_status_t status);
 void dmdst_req_end(struct dmdst_req *req, blk_status_t status);
 void dmdst_req_answered(struct dmdst_req *req);
 void dmdst_reqs_answered(struct list_head *reqs);
+bool dmdst_reqs_answered_now(struct dmdst_link *link, struct list_head *reqs);
 void dmdst_req_again(struct dmdst_req *req);
 bool dmdst_req_has_payload(const struct dmdst_req *req);
 bool dmdst_req_is_write(const struct dmdst_req *req);
@@ -119,7 +123,7 @@ struct dmdst_flush {
 };
 
 void dmdst_flush_init(struct dmdst_node *node);
-void dmdst_flush_note_write(struct dmdst_node *node, u32 birth, bool durable);
+bool dmdst_flush_note_write(struct dmdst_node *node, u32 birth, bool durable);
 bool dmdst_flush_is_clean(struct dmdst_node *node, const struct dmdst_seat *seat);
 u64 dmdst_flush_dirty(struct dmdst_node *node);
 void dmdst_flush_wait(struct dmdst_node *node, struct dmdst_sync *sync);
@@ -238,6 +242,7 @@ struct dmdst_node {
 	struct dmdst_flush	flush;
 	struct dmdst_req	probe;	/* asks, to hear an answer */
 	struct delayed_work	tick;	/* holds a reference while queued */
+	bool			ticking; /* or it rests; dmdst_tick_work() */
 
 	atomic_t		queued;
 	atomic_t		on_link;
@@ -295,6 +300,7 @@ void dmdst_node_guarded(struct dmdst_link *link);
 void dmdst_node_link_gone(struct dmdst_link *link);
 void dmdst_node_set_wanted(struct dmdst_node *node, unsigned int wanted);
 void dmdst_node_submit(struct dmdst_req *req);
+void dmdst_node_submit_now(struct dmdst_req *req);
 void dmdst_node_submit_all(struct list_head *reqs);
 void dmdst_node_push_back(struct dmdst_node *node, struct dmdst_target *target,
 			  enum dmdst_push_back how);
@@ -328,6 +334,7 @@ extern struct bio_vec dmdst_unread;
 
 void dmdst_tick_init(struct dmdst_node *node);
 void dmdst_tick_soon(struct dmdst_node *node);
+void dmdst_tick_wake(struct dmdst_node *node);
 void dmdst_tick_stop(struct dmdst_node *node);
 bool dmdst_policy_expired(const struct dmdst_node *node);
 int dmdst_tick_module_init(void);
@@ -337,6 +344,7 @@ void dmdst_tick_module_exit(void);
 
 struct dmdst_slot {
 	struct dmdst_req	*req;	/* NULL: free, or detached */
+	u64			sent_ns; /* for the tracepoints; 0: nobody listened */
 	u32			seq;	/* of its use: makes cookies unique */
 	u32			loss;	/* losses known when it was used */
 	u32			since;	/* jiffies */
@@ -361,6 +369,7 @@ struct dmdst_tx {
 	bool			more;	/* another batch follows at once */
 	bool			corked;	/* the socket has been told so */
 	bool			full;	/* the socket was: room is progress */
+	bool			over;	/* the socket is taken from us */
 	struct dmdst_req	*req;	/* partly gathered; link->lock */
 	struct bvec_iter	iter;	/* what of it is not gathered yet */
 	u64			gathered; /* stream position; link->lock */
@@ -370,7 +379,7 @@ struct dmdst_tx {
 
 /* What is being received. The state follows from the two counters. */
 struct dmdst_rx {
-	struct mutex		mutex;	/* of all of it */
+	struct mutex		mutex;	/* of all of it; and TCP's socket lock */
 	struct page		*page;	/* headers, and payload read too far */
 	unsigned int		have;	/* bytes in page, not parsed yet */
 	struct dmdst_slot	*slot;	/* whose payload is being read */
@@ -379,6 +388,7 @@ struct dmdst_rx {
 	bool			eof;
 	bool			shutdown; /* the server said it goes away */
 	struct list_head	freed;	/* who waited for a detached write */
+	struct list_head	late;	/* answered, a worker goes on; link->lock */
 	u64			received;
 };
 
@@ -392,6 +402,7 @@ struct dmdst_link {
 	u32			generation;
 
 	spinlock_t		lock;	/* of state, slots and marked fields */
+	unsigned int		lonely;	/* requests in a row that were alone; lock */
 	enum dmdst_link_state	state;
 	int			err;	/* of the loss, positive */
 	const char		*why;
@@ -409,11 +420,13 @@ struct dmdst_link {
 	struct dmdst_tx		tx;
 	struct dmdst_rx		rx;
 
-	struct delayed_work	send_work;
+	struct kthread_worker	*sender; /* one of the module's */
+	struct kthread_delayed_work send_work;
 	struct work_struct	recv_work;
 	struct work_struct	down_work;
 
 	unsigned long		progress; /* jiffies; read without lock */
+	u32			come;	/* TCP's stream position; node->lock */
 	bool			disbelieve; /* its server's word is void */
 	bool			started; /* in its node; callbacks may queue work */
 	gfp_t			old_allocation;
@@ -422,7 +435,6 @@ struct dmdst_link {
 	void			(*old_write_space)(struct sock *sk);
 };
 
-extern struct workqueue_struct *dmdst_send_wq;
 extern struct workqueue_struct *dmdst_recv_wq;
 extern struct workqueue_struct *dmdst_down_wq;
 
@@ -432,7 +444,7 @@ int dmdst_link_check_socket(struct socket *sock, const char **why);
 void dmdst_link_discard(struct dmdst_link *link);
 void dmdst_link_start(struct dmdst_link *link);
 void dmdst_link_put(struct dmdst_link *link);
-bool dmdst_link_take(struct dmdst_link *link, struct dmdst_req *req);
+bool dmdst_link_take(struct dmdst_link *link, struct dmdst_req *req, bool *now);
 void dmdst_link_drain(struct dmdst_link *link);
 void dmdst_link_lose(struct dmdst_link *link, int err, const char *why);
 void dmdst_link_cut(struct dmdst_link *link, const char *why);
@@ -451,10 +463,20 @@ unsigned int dmdst_link_in_flight(struct dmdst_link *link);
 int dmdst_link_module_init(void);
 void dmdst_link_module_exit(void);
 
-void dmdst_send_work(struct work_struct *work);
+void dmdst_send_work(struct kthread_work *work);
+void dmdst_send_now(struct dmdst_link *link);
 void dmdst_send_disc(struct dmdst_link *link);
 void dmdst_recv_work(struct work_struct *work);
+bool dmdst_recv_now(struct dmdst_link *link);
 bool dmdst_recv_some(struct dmdst_link *link);
+
+/* ---- senders.c ---- */
+
+extern const struct cred *dmdst_creds;
+
+struct kthread_worker *dmdst_sender_next(void);
+int dmdst_senders_module_init(void);
+void dmdst_senders_module_exit(void);
 
 /* ---- detach.c ---- */
 

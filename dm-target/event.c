@@ -6,6 +6,7 @@
  */
 #include <net/genetlink.h>
 #include "dm-dst.h"
+#include "trace.h"
 
 /* GFP_NOWAIT: a lost link may be what reclaim waits for. Listeners re-sync. */
 static struct sk_buff *dmdst_event_begin(struct dmdst_node *node, u8 cmd, void **hdr)
@@ -87,6 +88,7 @@ void dmdst_netlink_fence_event(struct dmdst_node *node, u32 slot, u32 generation
 	void *hdr;
 	int ret;
 
+	trace_dmdst_fence(node, slot, generation, ambiguous, why);
 	DMINFO("node %s: link %u generation %u: %u ranges ambiguous: %s", node->name,
 	       slot, generation, ambiguous, why);
 	msg = dmdst_event_begin(node, DMDST_CMD_FENCE_EVENT, &hdr);

@@ -12,6 +12,7 @@
 #include <linux/slab.h>
 #include <linux/stringhash.h>
 #include "dm-dst.h"
+#include "trace.h"
 
 /* Fences whose nodes no table names: under dmdst_nodes_lock, node.c's. */
 static DEFINE_HASHTABLE(dmdst_graves, 6);
@@ -100,9 +101,9 @@ int dmdst_fences_grow(struct dmdst_fences *fences, unsigned int links)
 	room = kvcalloc(nr, sizeof(*room), GFP_NOIO);
 	if (!room)
 		return -ENOMEM;
-	spin_lock(&fences->lock);
+	spin_lock_bh(&fences->lock);
 	room = dmdst_guards_grow(&fences->guards, room, nr);
-	spin_unlock(&fences->lock);
+	spin_unlock_bh(&fences->lock);
 	kvfree(room);
 	return 0;
 }
@@ -133,7 +134,7 @@ bool dmdst_fence_bars(struct dmdst_req *req)
 	if (likely(!READ_ONCE(fences->active)) || !req->bio)
 		return false;
 
-	spin_lock(&fences->lock);
+	spin_lock_bh(&fences->lock);
 	if (!dmdst_req_is_write(req)) {
 		barred = dmdst_guards_bar_read(&fences->guards, start, end);
 	} else if (!dmdst_guards_ambiguous(&fences->guards, req->guard)) {
@@ -142,10 +143,11 @@ bool dmdst_fence_bars(struct dmdst_req *req)
 		barred = dmdst_guards_bar_write(&fences->guards, start, end);
 	}
 	if (barred) {
+		trace_dmdst_wait(req, "ambiguous");
 		dmdst_req_move(req, DMDST_REQ_BARRED);
 		list_move_tail(&req->list, &fences->barred);
 	}
-	spin_unlock(&fences->lock);
+	spin_unlock_bh(&fences->lock);
 	return barred;
 }
 
@@ -158,16 +160,17 @@ bool dmdst_fence_pins(struct dmdst_req *req)
 	if (likely(!req->pages_out))
 		return false;
 
-	spin_lock(&fences->lock);
+	spin_lock_bh(&fences->lock);
 	/* Both are set before dmdst_fence_take() looks: one of the two finds it. */
 	pinned = dmdst_guards_ambiguous(&fences->guards, req->guard) &&
 		 !dmdst_req_is_failed(req) && !READ_ONCE(req->node->expired);
 	req->pages_out = pinned;
 	if (pinned) {
+		trace_dmdst_wait(req, "pages");
 		dmdst_req_move(req, DMDST_REQ_PINNED);
 		list_add_tail(&req->list, &fences->pinned);
 	}
-	spin_unlock(&fences->lock);
+	spin_unlock_bh(&fences->lock);
 	return pinned;
 }
 
@@ -178,9 +181,9 @@ void dmdst_fence_disown(struct dmdst_req *req)
 
 	if (likely(!READ_ONCE(req->guard)))
 		return;
-	spin_lock(&fences->lock);
+	spin_lock_bh(&fences->lock);
 	dmdst_guards_disown(&fences->guards, &req->guard);
-	spin_unlock(&fences->lock);
+	spin_unlock_bh(&fences->lock);
 }
 
 /* Whoever waits, of @target or (NULL) at all. */
@@ -190,7 +193,7 @@ void dmdst_fence_take(struct dmdst_node *node, const struct dmdst_target *target
 	struct dmdst_fences *fences = node->fences;
 	struct dmdst_req *req, *next;
 
-	spin_lock(&fences->lock);
+	spin_lock_bh(&fences->lock);
 	list_splice_tail_init(&fences->pinned, &fences->barred);
 	list_for_each_entry_safe(req, next, &fences->barred, list) {
 		if (target && req->target != target) {
@@ -201,7 +204,7 @@ void dmdst_fence_take(struct dmdst_node *node, const struct dmdst_target *target
 		dmdst_req_move(req, DMDST_REQ_HELD);
 		list_move_tail(&req->list, taken);
 	}
-	spin_unlock(&fences->lock);
+	spin_unlock_bh(&fences->lock);
 }
 
 /* Those that are barred in a range; they are judged again when they are to be sent. */
@@ -247,7 +250,7 @@ bool dmdst_fence_lost(struct dmdst_link *link, struct list_head *writes)
 	lockdep_assert_held(&link->lock);
 	if (list_empty(writes) && !dmdst_fence_has_detached(link))
 		return false;
-	spin_lock(&fences->lock);
+	spin_lock_bh(&fences->lock);
 	old = dmdst_guards_lost(&fences->guards, link->slot, link->generation);
 	list_for_each_entry(req, writes, list) {
 		dmdst_guards_add(&fences->guards, old, req->offset,
@@ -263,7 +266,7 @@ bool dmdst_fence_lost(struct dmdst_link *link, struct list_head *writes)
 		dmdst_guards_disown(&fences->guards, guard);
 	}
 	dmdst_fences_update(fences);
-	spin_unlock(&fences->lock);
+	spin_unlock_bh(&fences->lock);
 	return true;
 }
 
@@ -280,12 +283,12 @@ bool dmdst_fence_detach(struct dmdst_link *link, u16 slot)
 	bool guarded;
 
 	lockdep_assert_held(&link->lock);
-	spin_lock(&fences->lock);
+	spin_lock_bh(&fences->lock);
 	guarded = dmdst_guards_detach(&fences->guards, req->offset,
 				      req->offset + req->len, &req->guard,
 				      &link->slots[slot].guard);
 	dmdst_fences_update(fences);
-	spin_unlock(&fences->lock);
+	spin_unlock_bh(&fences->lock);
 	return guarded;
 }
 
@@ -298,11 +301,11 @@ void dmdst_fence_answered(struct dmdst_link *link, u16 slot, struct list_head *f
 	lockdep_assert_held(&link->lock);
 	if (!link->slots[slot].guard)
 		return;
-	spin_lock(&fences->lock);
+	spin_lock_bh(&fences->lock);
 	dmdst_guards_answered(&fences->guards, &link->slots[slot].guard, &start, &end);
 	dmdst_fences_update(fences);
 	dmdst_fence_take_barred(fences, start, end, freed);
-	spin_unlock(&fences->lock);
+	spin_unlock_bh(&fences->lock);
 }
 
 /* Guards have come: which writes that @link carries overlap one? */
@@ -312,16 +315,16 @@ void dmdst_fence_contest(struct dmdst_link *link)
 	struct dmdst_req *req;
 	unsigned int i;
 
-	spin_lock(&link->lock);
-	spin_lock(&fences->lock);
+	spin_lock_bh(&link->lock);
+	spin_lock_bh(&fences->lock);
 	for (i = 0; i < DMDST_DEPTH; i++) {
 		req = link->slots[i].req;
 		if (req && dmdst_req_is_write(req))
 			dmdst_guards_contest(&fences->guards, req->offset,
 					     req->offset + req->len, &req->guard);
 	}
-	spin_unlock(&fences->lock);
-	spin_unlock(&link->lock);
+	spin_unlock_bh(&fences->lock);
+	spin_unlock_bh(&link->lock);
 }
 
 /* ---- fences ---- */
@@ -333,11 +336,11 @@ void dmdst_fence_heard(struct dmdst_link *link, u16 slot)
 
 	if (likely(!READ_ONCE(fences->listening)))
 		return;
-	spin_lock(&fences->lock);
+	spin_lock_bh(&fences->lock);
 	dmdst_guards_heard(&fences->guards, link->slots[slot].loss,
 			   link->generation, jiffies);
 	dmdst_fences_update(fences);
-	spin_unlock(&fences->lock);
+	spin_unlock_bh(&fences->lock);
 }
 
 bool dmdst_fence_needs_probe(struct dmdst_node *node)
@@ -348,9 +351,9 @@ bool dmdst_fence_needs_probe(struct dmdst_node *node)
 	if (!READ_ONCE(fences->listening) ||
 	    READ_ONCE(node->conduct.quiesce) == DMDST_NEVER)
 		return false;
-	spin_lock(&fences->lock);
+	spin_lock_bh(&fences->lock);
 	needs = dmdst_guards_listening(&fences->guards, true);
-	spin_unlock(&fences->lock);
+	spin_unlock_bh(&fences->lock);
 	return needs;
 }
 
@@ -424,9 +427,9 @@ void dmdst_fence_all(struct dmdst_node *node)
 	struct dmdst_fences *fences = node->fences;
 	struct dmdst_lifted lifted;
 
-	spin_lock(&fences->lock);
+	spin_lock_bh(&fences->lock);
 	dmdst_fence_lift(fences, U64_MAX, &lifted);
-	spin_unlock(&fences->lock);
+	spin_unlock_bh(&fences->lock);
 	dmdst_fence_lifted(node, &lifted, "fenced by the operator");
 }
 
@@ -436,10 +439,10 @@ void dmdst_fence_one(struct dmdst_node *node, u32 slot, u32 generation)
 	struct dmdst_fences *fences = node->fences;
 	struct dmdst_lifted lifted;
 
-	spin_lock(&fences->lock);
+	spin_lock_bh(&fences->lock);
 	dmdst_fence_lift(fences, dmdst_guards_find(&fences->guards, slot, generation),
 			 &lifted);
-	spin_unlock(&fences->lock);
+	spin_unlock_bh(&fences->lock);
 	dmdst_fence_lifted(node, &lifted, "fenced by its server");
 }
 
@@ -452,11 +455,11 @@ void dmdst_fence_quiet(struct dmdst_node *node)
 
 	if (!READ_ONCE(fences->active) || quiesce == DMDST_NEVER)
 		return;
-	spin_lock(&fences->lock);
+	spin_lock_bh(&fences->lock);
 	dmdst_fence_lift(fences, dmdst_guards_quiet(&fences->guards, jiffies,
 						    msecs_to_jiffies(quiesce)),
 			 &lifted);
-	spin_unlock(&fences->lock);
+	spin_unlock_bh(&fences->lock);
 	dmdst_fence_lifted(node, &lifted, "quiesce is over");
 }
 
@@ -466,9 +469,9 @@ void dmdst_fence_unbar(struct dmdst_node *node)
 	struct dmdst_fences *fences = node->fences;
 	LIST_HEAD(barred);
 
-	spin_lock(&fences->lock);
+	spin_lock_bh(&fences->lock);
 	dmdst_fence_take_barred(fences, 0, U64_MAX, &barred);
-	spin_unlock(&fences->lock);
+	spin_unlock_bh(&fences->lock);
 	dmdst_node_submit_all(&barred);
 }
 
@@ -482,10 +485,10 @@ unsigned int dmdst_fence_ambiguous(struct dmdst_node *node,
 
 	if (!READ_ONCE(fences->active))
 		return 0;
-	spin_lock(&fences->lock);
+	spin_lock_bh(&fences->lock);
 	if (of)
 		old = dmdst_guards_find(&fences->guards, of->slot, of->generation);
 	nr = dmdst_guards_count(&fences->guards, old);
-	spin_unlock(&fences->lock);
+	spin_unlock_bh(&fences->lock);
 	return nr;
 }

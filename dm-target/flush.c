@@ -95,15 +95,18 @@ void dmdst_flush_lost(struct dmdst_node *node)
 	dmdst_flush_forget(node);
 }
 
-/* A link of @birth has acknowledged a write; what is durable by that isn't counted. */
-void dmdst_flush_note_write(struct dmdst_node *node, u32 birth, bool durable)
+/*
+ * A link of @birth has acknowledged a write; what is durable by that isn't counted.
+ * Takes no lock. False: that link is of another incarnation, the write is lost, and
+ * must not end before dmdst_flush_lost().
+ */
+bool dmdst_flush_note_write(struct dmdst_node *node, u32 birth, bool durable)
 {
 	if (durable)
-		return;
+		return true;
 	atomic64_inc(&node->flush.acked);
 	smp_mb__after_atomic();	/* see dmdst_flush_lost() */
-	if (unlikely(birth != READ_ONCE(node->flush.birth)))
-		dmdst_flush_forget(node);
+	return likely(birth == READ_ONCE(node->flush.birth));
 }
 
 /* Writes acknowledged that no FLUSH has covered. */

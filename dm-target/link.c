@@ -14,6 +14,7 @@
 #include <net/tcp.h>
 #include "compat/compat.h"
 #include "dm-dst.h"
+#include "trace.h"
 
 #define DMDST_HEADERS_ORDER get_order(DMDST_DEPTH * sizeof(struct nbdw_request))
 
@@ -25,6 +26,7 @@
 static atomic_t dmdst_links_alive = ATOMIC_INIT(0);
 static DECLARE_WAIT_QUEUE_HEAD(dmdst_links_gone);
 static struct socket *dmdst_memalloc;
+static struct lock_class_key dmdst_sk_lock_key;
 
 /* Legal moves: rules.h. False, and nothing done: it isn't legal (any more). */
 static bool dmdst_link_move(struct dmdst_link *link, enum dmdst_link_state to)
@@ -81,7 +83,7 @@ static void dmdst_link_data_ready(struct sock *sk)
 
 	read_lock_bh(&sk->sk_callback_lock);
 	link = sk->sk_user_data;
-	if (link && READ_ONCE(link->started))
+	if (link && READ_ONCE(link->started) && !dmdst_recv_now(link))
 		queue_work(dmdst_recv_wq, &link->recv_work);
 	read_unlock_bh(&sk->sk_callback_lock);
 }
@@ -110,7 +112,7 @@ static void dmdst_link_write_space(struct sock *sk)
 	if (link && sk_stream_is_writeable(sk)) {
 		clear_bit(SOCK_NOSPACE, &link->sock->flags);
 		if (READ_ONCE(link->tx.skip) < READ_ONCE(link->tx.bytes))
-			mod_delayed_work(dmdst_send_wq, &link->send_work, 0);
+			kthread_mod_delayed_work(link->sender, &link->send_work, 0);
 	}
 	read_unlock_bh(&sk->sk_callback_lock);
 }
@@ -139,6 +141,11 @@ static bool dmdst_link_own_socket(struct dmdst_link *link)
 	 * Writing out memory may need this socket: it must not wait for memory.
 	 * Socket flags are no atomic bits: only under the socket's lock.
 	 */
+	/*
+	 * Who submits takes this lock with those of file systems held; those of
+	 * programs' own sockets are taken before them, by a page fault.
+	 */
+	lockdep_set_class_and_name(&sk->sk_lock, &dmdst_sk_lock_key, "sk_lock-dst");
 	lock_sock(sk);
 	link->old_allocation = sk->sk_allocation;
 	sk->sk_allocation = GFP_NOIO;
@@ -185,13 +192,16 @@ static void dmdst_link_close_socket(struct dmdst_link *link)
 	kernel_sock_shutdown(link->sock, SHUT_RDWR);
 }
 
-static void dmdst_link_take_sendq(struct dmdst_link *link, struct list_head *unsent)
+static void dmdst_link_take_sendq(struct dmdst_link *link, struct list_head *unsent,
+				  const char *why)
 {
 	struct dmdst_req *req;
 
 	lockdep_assert_held(&link->lock);
-	list_for_each_entry(req, &link->sendq, list)
+	list_for_each_entry(req, &link->sendq, list) {
+		trace_dmdst_requeue(req, link, false, why);
 		dmdst_req_move(req, DMDST_REQ_HELD);
+	}
 	list_splice_tail_init(&link->sendq, unsent);
 }
 
@@ -227,12 +237,13 @@ static bool dmdst_link_collect(struct dmdst_link *link, struct list_head *moved,
 	bool fenced, guarded;
 	unsigned int i;
 
-	spin_lock(&link->lock);
-	dmdst_link_take_sendq(link, moved);
+	spin_lock_bh(&link->lock);
+	dmdst_link_take_sendq(link, moved, "link lost");
 	for (i = 0; i < DMDST_DEPTH; i++) {
 		if (!link->slots[i].req)
 			continue;
 		req = dmdst_link_vacate(link, i);
+		trace_dmdst_requeue(req, link, true, "link lost");
 		if (req->tx_start >= link->tx.sent || !dmdst_req_is_write(req))
 			list_add_tail(&req->list, moved);
 		else
@@ -248,7 +259,7 @@ static bool dmdst_link_collect(struct dmdst_link *link, struct list_head *moved,
 	for (i = 0; i < DMDST_DEPTH; i++)
 		if (link->slots[i].detached)
 			dmdst_link_free_slot(link, i);
-	spin_unlock(&link->lock);
+	spin_unlock_bh(&link->lock);
 	return guarded;
 }
 
@@ -290,8 +301,12 @@ static void dmdst_link_down_work(struct work_struct *work)
 
 	dmdst_node_link_leaves(link);
 	dmdst_link_disown_socket(link);
-	cancel_delayed_work_sync(&link->send_work);
+	kthread_cancel_delayed_work_sync(&link->send_work);
 	cancel_work_sync(&link->recv_work);
+	/* A submitter that sends by itself is done, or finds this. */
+	mutex_lock(&link->tx.mutex);
+	link->tx.over = true;
+	mutex_unlock(&link->tx.mutex);
 
 	/* Answers that came before the loss are good answers. */
 	while (dmdst_recv_some(link))
@@ -309,9 +324,10 @@ static void dmdst_link_down_work(struct work_struct *work)
 	dmdst_link_move_on(link, &writes);
 	dmdst_node_submit_all(&freed);
 
-	spin_lock(&link->lock);
+	spin_lock_bh(&link->lock);
 	dmdst_link_move(link, DMDST_LINK_GONE);
-	spin_unlock(&link->lock);
+	trace_dmdst_link(link);
+	spin_unlock_bh(&link->lock);
 	dmdst_node_link_gone(link);
 	dmdst_link_put(link);
 	memalloc_noio_restore(noio);
@@ -356,6 +372,7 @@ static void dmdst_link_do_lose(struct dmdst_link *link, int err, const char *why
 		return;
 	link->err = err;
 	link->why = why;
+	trace_dmdst_link(link);
 	if (err)
 		DMWARN("node %s: link %u generation %u lost: %s (%d)",
 		       link->node->name, link->slot, link->generation, why, -err);
@@ -365,9 +382,9 @@ static void dmdst_link_do_lose(struct dmdst_link *link, int err, const char *why
 /* Any context that may take link->lock. Positive @err; 0 is an orderly end. */
 void dmdst_link_lose(struct dmdst_link *link, int err, const char *why)
 {
-	spin_lock(&link->lock);
+	spin_lock_bh(&link->lock);
 	dmdst_link_do_lose(link, err, why);
-	spin_unlock(&link->lock);
+	spin_unlock_bh(&link->lock);
 }
 
 static bool dmdst_link_is_idle(struct dmdst_link *link)
@@ -382,12 +399,13 @@ void dmdst_link_drain(struct dmdst_link *link)
 	LIST_HEAD(unsent);
 	bool idle = false;
 
-	spin_lock(&link->lock);
+	spin_lock_bh(&link->lock);
 	if (dmdst_link_move(link, DMDST_LINK_DRAINING)) {
-		dmdst_link_take_sendq(link, &unsent);
+		trace_dmdst_link(link);
+		dmdst_link_take_sendq(link, &unsent, "link drains");
 		idle = dmdst_link_is_idle(link);
 	}
-	spin_unlock(&link->lock);
+	spin_unlock_bh(&link->lock);
 
 	dmdst_node_submit_all(&unsent);
 	if (idle)
@@ -400,9 +418,9 @@ void dmdst_link_drain(struct dmdst_link *link)
  */
 void dmdst_link_cut(struct dmdst_link *link, const char *why)
 {
-	spin_lock(&link->lock);
+	spin_lock_bh(&link->lock);
 	dmdst_link_do_lose(link, dmdst_link_is_idle(link) ? 0 : ECANCELED, why);
-	spin_unlock(&link->lock);
+	spin_unlock_bh(&link->lock);
 }
 
 /* The same, and what it carries fails; @only_busy: if it carries something. */
@@ -410,31 +428,31 @@ void dmdst_link_fail(struct dmdst_link *link, bool only_busy, const char *why)
 {
 	bool idle;
 
-	spin_lock(&link->lock);
+	spin_lock_bh(&link->lock);
 	idle = dmdst_link_is_idle(link);
 	if (!idle)
 		WRITE_ONCE(link->fail, true);
 	if (!idle || !only_busy)
 		dmdst_link_do_lose(link, idle ? 0 : ECANCELED, why);
-	spin_unlock(&link->lock);
+	spin_unlock_bh(&link->lock);
 }
 
 /* Its server has closed it and won't apply anything it carried. */
 void dmdst_link_fenced(struct dmdst_link *link)
 {
-	spin_lock(&link->lock);
+	spin_lock_bh(&link->lock);
 	link->fenced = true;
 	dmdst_link_do_lose(link, ECONNRESET, "fenced by its server");
-	spin_unlock(&link->lock);
+	spin_unlock_bh(&link->lock);
 }
 
 /* What it acknowledges from here on is of this incarnation. */
 void dmdst_link_set_birth(struct dmdst_link *link, u32 birth, bool write_back)
 {
-	spin_lock(&link->lock);
+	spin_lock_bh(&link->lock);
 	link->birth = birth;
 	link->write_back = write_back;
-	spin_unlock(&link->lock);
+	spin_unlock_bh(&link->lock);
 }
 
 /* ---- time ---- */
@@ -460,6 +478,22 @@ static bool dmdst_link_may_take_long(const struct dmdst_link *link)
 
 	lockdep_assert_held(&node->lock);
 	return !time_after(node->gave_up, READ_ONCE(node->heard));
+}
+
+/* Has TCP something that it doesn't call us for yet, dmdst_rx_set_mark()? */
+static void dmdst_link_look_for_life(struct dmdst_link *link)
+{
+	u32 come;
+
+	lockdep_assert_held(&link->lock);
+	/* A lost link's socket may be gone. */
+	if (!dmdst_link_is_up(link->state) || !sk_is_tcp(link->sock->sk))
+		return;
+	come = READ_ONCE(tcp_sk(link->sock->sk)->rcv_nxt);
+	/* What was read was heard then. */
+	if (come != link->come && come != READ_ONCE(tcp_sk(link->sock->sk)->copied_seq))
+		dmdst_link_heard(link);
+	link->come = come;
 }
 
 /*
@@ -499,9 +533,10 @@ void dmdst_link_check_time(struct dmdst_link *link, u32 timeout)
 	u32 oldest, quiet;
 
 	lockdep_assert_held(&link->node->lock);
-	spin_lock(&link->lock);
+	spin_lock_bh(&link->lock);
+	dmdst_link_look_for_life(link);
 	oldest = dmdst_link_oldest(link, &slow);
-	spin_unlock(&link->lock);
+	spin_unlock_bh(&link->lock);
 
 	quiet = min(oldest, (u32)jiffies - (u32)READ_ONCE(link->progress));
 	slow &= dmdst_link_may_take_long(link);
@@ -521,31 +556,47 @@ bool dmdst_link_carries(struct dmdst_link *link, const struct dmdst_target *targ
 	bool found = false;
 	unsigned int i;
 
-	spin_lock(&link->lock);
+	spin_lock_bh(&link->lock);
 	for (i = 0; i < DMDST_DEPTH && !found; i++)
 		found = link->slots[i].req && link->slots[i].req->target == target;
 	list_for_each_entry(req, &link->sendq, list)
 		found |= req->target == target;
-	spin_unlock(&link->lock);
+	spin_unlock_bh(&link->lock);
 	return found;
 }
 
 /* ---- requests and slots ---- */
 
-/* False: the link takes no more. */
-bool dmdst_link_take(struct dmdst_link *link, struct dmdst_req *req)
+/* Requests in a row that were alone on the link, until the next is taken for one. */
+#define DMDST_LONELY		3
+
+/*
+ * False: the link takes no more. @now, where it isn't NULL: the caller sends it
+ * and puts the link; it is for requests that come one at a time.
+ */
+bool dmdst_link_take(struct dmdst_link *link, struct dmdst_req *req, bool *now)
 {
 	bool taken;
 
-	spin_lock(&link->lock);
+	spin_lock_bh(&link->lock);
+	link->lonely = dmdst_link_is_idle(link) ? link->lonely + 1 : 0;
 	taken = link->state == DMDST_LINK_LIVE && !dmdst_req_is_failed(req);
 	if (taken) {
 		dmdst_req_move(req, DMDST_REQ_ON_LINK);
+		/* Pairs with dmdst_tick_work(). */
+		smp_mb__after_atomic();
+		if (unlikely(!READ_ONCE(link->node->ticking)))
+			dmdst_tick_wake(link->node);
 		list_add_tail(&req->list, &link->sendq);
 		/* Under the lock: after LOST nothing may queue this work. */
-		queue_delayed_work(dmdst_send_wq, &link->send_work, 0);
+		if (now && link->lonely > DMDST_LONELY) {
+			kref_get(&link->ref);
+			*now = true;
+		} else {
+			kthread_queue_delayed_work(link->sender, &link->send_work, 0);
+		}
 	}
-	spin_unlock(&link->lock);
+	spin_unlock_bh(&link->lock);
 	return taken;
 }
 
@@ -560,8 +611,8 @@ void dmdst_link_free_slot(struct dmdst_link *link, u16 slot)
 	s->detached = false;
 	link->free[link->nr_free++] = slot;
 
-	if (!list_empty(&link->sendq) && link->state != DMDST_LINK_LOST)
-		queue_delayed_work(dmdst_send_wq, &link->send_work, 0);
+	if (!list_empty(&link->sendq) && dmdst_link_is_up(link->state))
+		kthread_queue_delayed_work(link->sender, &link->send_work, 0);
 }
 
 /* Frees @slot; its request is the caller's. */
@@ -581,9 +632,9 @@ void dmdst_link_check_drained(struct dmdst_link *link)
 
 	if (READ_ONCE(link->state) == DMDST_LINK_LIVE)
 		return;
-	spin_lock(&link->lock);
+	spin_lock_bh(&link->lock);
 	drained = link->state == DMDST_LINK_DRAINING && dmdst_link_is_idle(link);
-	spin_unlock(&link->lock);
+	spin_unlock_bh(&link->lock);
 	if (drained)
 		dmdst_link_lose(link, 0, "drained");
 }
@@ -597,11 +648,11 @@ void dmdst_link_answered(struct dmdst_link *link, struct list_head *reqs)
 
 void dmdst_link_send_later(struct dmdst_link *link, unsigned long delay)
 {
-	spin_lock(&link->lock);
+	spin_lock_bh(&link->lock);
 	/* After LOST nothing may queue this work. */
-	if (link->state != DMDST_LINK_LOST)
-		queue_delayed_work(dmdst_send_wq, &link->send_work, delay);
-	spin_unlock(&link->lock);
+	if (dmdst_link_is_up(link->state))
+		kthread_queue_delayed_work(link->sender, &link->send_work, delay);
+	spin_unlock_bh(&link->lock);
 }
 
 unsigned int dmdst_link_in_flight(struct dmdst_link *link)
@@ -619,10 +670,12 @@ static void dmdst_link_init(struct dmdst_link *link)
 	INIT_LIST_HEAD(&link->list);
 	INIT_LIST_HEAD(&link->sendq);
 	INIT_LIST_HEAD(&link->rx.freed);
+	INIT_LIST_HEAD(&link->rx.late);
 	mutex_init(&link->tx.mutex);
 	mutex_init(&link->rx.mutex);
 	spin_lock_init(&link->lock);
-	INIT_DELAYED_WORK(&link->send_work, dmdst_send_work);
+	kthread_init_delayed_work(&link->send_work, dmdst_send_work);
+	link->sender = dmdst_sender_next();
 	INIT_WORK(&link->recv_work, dmdst_recv_work);
 	INIT_WORK(&link->down_work, dmdst_link_down_work);
 	link->state = DMDST_LINK_LIVE;
@@ -690,11 +743,11 @@ void dmdst_link_discard(struct dmdst_link *link)
 /* What came before the callbacks were ours must be read, too. */
 void dmdst_link_start(struct dmdst_link *link)
 {
-	spin_lock(&link->lock);
+	spin_lock_bh(&link->lock);
 	/* Its first send may have failed already: after LOST nobody cancels. */
-	if (link->state == DMDST_LINK_LIVE || link->state == DMDST_LINK_DRAINING) {
+	if (dmdst_link_is_up(link->state)) {
 		WRITE_ONCE(link->started, true);
 		queue_work(dmdst_recv_wq, &link->recv_work);
 	}
-	spin_unlock(&link->lock);
+	spin_unlock_bh(&link->lock);
 }

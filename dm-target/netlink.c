@@ -152,11 +152,11 @@ static int dmdst_put_old_links(struct sk_buff *msg, struct dmdst_node *node)
 	unsigned int i;
 	int ret = 0;
 
-	spin_lock(&fences->lock);
+	spin_lock_bh(&fences->lock);
 	for (i = 0; i < DMDST_OLD_LINKS && !ret; i++)
 		if (fences->guards.old_used & BIT_ULL(i))
 			ret = dmdst_put_old_link(msg, node, i);
-	spin_unlock(&fences->lock);
+	spin_unlock_bh(&fences->lock);
 	return ret;
 }
 

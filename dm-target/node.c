@@ -10,6 +10,7 @@
 #include <linux/slab.h>
 #include <linux/stringhash.h>
 #include "dm-dst.h"
+#include "trace.h"
 
 /* The reasons: docs/failures.md. */
 static const struct dmdst_conduct dmdst_conduct_default = {
@@ -334,6 +335,7 @@ static unsigned int dmdst_node_swap_links(struct dmdst_node *node,
 	list_for_each_entry(link, fresh, list) {
 		link->birth = node->flush.birth;
 		link->write_back = node->export.flags & NBDW_SEND_FLUSH;
+		trace_dmdst_link(link);
 		dmdst_live_add(node, link);
 		if (node->had_loss)
 			node->reconnects++;
@@ -401,6 +403,7 @@ void dmdst_node_link_leaves(struct dmdst_link *link)
 
 	spin_lock(&node->lock);
 	dmdst_live_del(node, link);
+	dmdst_tick_soon(node);
 	if (link->err) {
 		node->had_loss = true;
 		node->suspect = true;
@@ -422,6 +425,7 @@ void dmdst_node_retire_link(struct dmdst_link *link, const char *why)
 
 	spin_lock(&node->lock);
 	changed = dmdst_live_del(node, link) && dmdst_node_update_state(node, why);
+	dmdst_tick_soon(node);
 	spin_unlock(&node->lock);
 
 	dmdst_link_drain(link);
@@ -575,13 +579,14 @@ static void dmdst_node_submit_slow(struct dmdst_req *req)
 	for (i = 0; i < node->nr_live; i++) {
 		link = rcu_dereference_protected(node->live[i],
 						 lockdep_is_held(&node->lock));
-		if (dmdst_link_take(link, req))
+		if (dmdst_link_take(link, req, NULL))
 			goto unlock;
 	}
 	status = dmdst_node_may_queue(node, req);
 	if (!status) {
 		/* @req can be gone once the lock is dropped. */
 		flush = !req->bio;
+		trace_dmdst_wait(req, "no link");
 		dmdst_req_move(req, DMDST_REQ_QUEUED);
 		list_add_tail(&req->list, &node->queue);
 	}
@@ -605,12 +610,11 @@ static bool dmdst_node_lacks(struct dmdst_node *node, u16 cmd)
 	       (cmd == NBDW_CMD_WRITE_ZEROES && !(flags & NBDW_SEND_WRITE_ZEROES));
 }
 
-/* @req is HELD; it goes on a link, into the queue, or ends. No locks held. */
-void dmdst_node_submit(struct dmdst_req *req)
+static void dmdst_node_do_submit(struct dmdst_req *req, bool may_send)
 {
 	struct dmdst_node *node = req->node;
+	bool taken = false, now = false;
 	struct dmdst_link *link;
-	bool taken = false;
 	unsigned int nr;
 
 	if (dmdst_node_lacks(node, req->cmd)) {
@@ -621,11 +625,27 @@ void dmdst_node_submit(struct dmdst_req *req)
 	nr = READ_ONCE(node->nr_live);
 	if (nr) {
 		link = rcu_dereference(node->live[raw_smp_processor_id() % nr]);
-		taken = link && dmdst_link_take(link, req);
+		taken = link && dmdst_link_take(link, req, may_send ? &now : NULL);
 	}
 	rcu_read_unlock();
 	if (!taken)
 		dmdst_node_submit_slow(req);
+	if (now) {
+		dmdst_send_now(link);
+		dmdst_link_put(link);
+	}
+}
+
+/* @req is HELD; it goes on a link, into the queue, or ends. No locks held. */
+void dmdst_node_submit(struct dmdst_req *req)
+{
+	dmdst_node_do_submit(req, false);
+}
+
+/* The same from where it may take its time, and sleep. */
+void dmdst_node_submit_now(struct dmdst_req *req)
+{
+	dmdst_node_do_submit(req, true);
 }
 
 void dmdst_node_submit_all(struct list_head *reqs)

@@ -2,21 +2,29 @@
 /*
  * The receiving half of a link: reads replies in batches, payloads straight
  * into the bios' pages, and believes nothing it reads. Runs as
- * link->recv_work, one at a time a link. Never sends, and ends no bio while
- * a lock or the socket is held.
+ * link->recv_work, one at a time a link, or for little in TCP's context. Never
+ * sends, and ends no bio with a spinlock of ours held.
  *
  * Where it stands in the stream follows from two counters: rx.slot with
  * rx.got (a payload with bytes missing), else rx.have bytes of a header.
  */
 #include <linux/sched/mm.h>
 #include <net/sock.h>
+#include <net/tcp.h>
 #include "compat/compat.h"
 #include "dm-dst.h"
+#include "trace.h"
 
 /* Receives after which other links' workers get the CPU. */
 #define DMDST_RECV_BUDGET	64
 #define DMDST_RX_SEGMENTS	64
 #define DMDST_RX_HEADERS	64
+/* Of one look into TCP's queue; the bios end behind it. */
+#define DMDST_RX_BYTES		(512 * 1024)
+/* What is copied at once, where it comes in; more is a worker's, on another CPU. */
+#define DMDST_RX_NOW		(16 * 1024)
+/* Of a large payload so much has to come before somebody is woken for it. */
+#define DMDST_RX_ENOUGH		(128 * 1024)
 
 struct dmdst_rx_vec {
 	struct bio_vec	bv[DMDST_RX_SEGMENTS + 1];
@@ -149,19 +157,21 @@ static bool dmdst_rx_header(struct dmdst_link *link, const struct nbdw_reply *re
 		return false;
 	}
 
-	spin_lock(&link->lock);
+	spin_lock_bh(&link->lock);
 	slot = dmdst_rx_find(link, be64_to_cpu(reply->cookie));
 	if (slot && slot->cmd == NBDW_CMD_READ && !error) {
 		link->rx.slot = slot;
 		link->rx.got = 0;
 	} else if (slot && error == NBDW_ESHUTDOWN) {
 		/* No answer: who knows what was done. It stays in its slot. */
+		trace_dmdst_reply(link, slot, error);
 		slot->refused = true;
 		link->rx.shutdown = true;
 	} else if (slot) {
+		trace_dmdst_reply(link, slot, error);
 		dmdst_rx_answer(link, slot, dmdst_rx_status(error), done);
 	}
-	spin_unlock(&link->lock);
+	spin_unlock_bh(&link->lock);
 
 	if (!slot)
 		dmdst_link_lose(link, EPROTO, "the server answered what was not asked");
@@ -174,9 +184,10 @@ static void dmdst_rx_payload_end(struct dmdst_link *link, struct list_head *done
 
 	if (rx->got < rx->slot->len)
 		return;
-	spin_lock(&link->lock);
+	spin_lock_bh(&link->lock);
+	trace_dmdst_reply(link, rx->slot, 0);
 	dmdst_rx_answer(link, rx->slot, BLK_STS_OK, done);
-	spin_unlock(&link->lock);
+	spin_unlock_bh(&link->lock);
 	rx->slot = NULL;
 }
 
@@ -262,8 +273,220 @@ static ssize_t dmdst_rx_receive(struct dmdst_link *link)
 	return ret;
 }
 
+/* ---- TCP: parsed where it lies ---- */
+
+/*
+ * Where payload is in the socket's own buffers, a copy to the bio's pages is all
+ * that is to be done, whatever comes next: so all that has come is read at once,
+ * under one lock of the socket.
+ */
+struct dmdst_rx_look {
+	struct dmdst_link	*link;
+	struct list_head	*done;
+	bool			now;	/* in TCP's own context: only what is plain */
+	bool			stopped; /* at a header that isn't */
+};
+
+/* The part of the bio's data from byte @got on. */
+static void dmdst_rx_iter(struct dmdst_req *req, u32 got, size_t bytes,
+			  struct iov_iter *to)
+{
+	struct bvec_iter iter = req->iter;
+	const struct bio_vec *bv;
+	size_t left;
+	unsigned int nr;
+
+	iter.bi_size = req->len;
+	bvec_iter_advance(req->bvec, &iter, got);
+	bv = __bvec_iter_bvec(req->bvec, iter);
+	left = iter.bi_bvec_done + bytes;
+	for (nr = 0; left; nr++)
+		left -= min_t(size_t, left, bv[nr].bv_len);
+	iov_iter_bvec(to, ITER_DEST, bv, nr, iter.bi_bvec_done + bytes);
+	iov_iter_advance(to, iter.bi_bvec_done);
+}
+
+/* How much of @skb was payload of the slot that is being read; 0: it failed. */
+static size_t dmdst_rx_skb_payload(struct dmdst_link *link, struct sk_buff *skb,
+				   unsigned int offset, size_t len,
+				   struct list_head *done)
+{
+	struct dmdst_rx *rx = &link->rx;
+	struct dmdst_req *req = rx->slot->req;
+	struct iov_iter to;
+
+	len = min_t(size_t, len, rx->slot->len - rx->got);
+	if (req) {
+		dmdst_rx_iter(req, rx->got, len, &to);
+		if (skb_copy_datagram_iter(skb, offset, &to, len)) {
+			dmdst_link_lose(link, EIO, "what was received can't be copied");
+			return 0;
+		}
+	}
+	rx->got += len;
+	dmdst_rx_payload_end(link, done);
+	return len;
+}
+
+/* Nothing to read, and no end or error to be told of by a receive. */
+static bool dmdst_rx_is_quiet(const struct sock *sk)
+{
+	return !READ_ONCE(sk->sk_err) && !(READ_ONCE(sk->sk_shutdown) & RCV_SHUTDOWN) &&
+	       !sock_flag(sk, SOCK_DONE) && READ_ONCE(sk->sk_state) == TCP_ESTABLISHED;
+}
+
+/*
+ * An answer that ends nothing but its own request, and no lock but link->lock is
+ * needed to believe it.
+ */
+static bool dmdst_rx_is_plain(struct dmdst_link *link, const struct nbdw_reply *reply)
+{
+	struct dmdst_slot *slot;
+	bool plain;
+
+	if (reply->magic != cpu_to_be32(NBDW_REPLY_MAGIC) || reply->error)
+		return false;
+	spin_lock_bh(&link->lock);
+	slot = dmdst_rx_find(link, be64_to_cpu(reply->cookie));
+	plain = slot && slot->req && slot->cmd != NBDW_CMD_FLUSH;
+	spin_unlock_bh(&link->lock);
+	return plain;
+}
+
+/* The same of a header, which may come in pieces. */
+static size_t dmdst_rx_skb_header(struct dmdst_rx_look *look, struct sk_buff *skb,
+				  unsigned int offset, size_t len)
+{
+	struct dmdst_link *link = look->link;
+	struct dmdst_rx *rx = &link->rx;
+	void *page = page_address(rx->page);
+
+	len = min_t(size_t, len, sizeof(struct nbdw_reply) - rx->have);
+	if (skb_copy_bits(skb, offset, page + rx->have, len)) {
+		dmdst_link_lose(link, EIO, "what was received can't be copied");
+		return 0;
+	}
+	rx->have += len;
+	if (rx->have < sizeof(struct nbdw_reply))
+		return len;
+	look->stopped = look->now && !dmdst_rx_is_plain(link, page);
+	if (look->stopped)
+		return len;
+	rx->have = 0;
+	return dmdst_rx_header(link, page, look->done) ? len : 0;
+}
+
+static int dmdst_rx_skb(read_descriptor_t *desc, struct sk_buff *skb,
+			unsigned int offset, size_t len)
+{
+	struct dmdst_rx_look *look = desc->arg.data;
+	struct dmdst_link *link = look->link;
+	size_t left = len, read;
+
+	while (left && !link->rx.broken && !look->stopped) {
+		if (link->rx.slot)
+			read = dmdst_rx_skb_payload(link, skb, offset, left, look->done);
+		else
+			read = dmdst_rx_skb_header(look, skb, offset, left);
+		link->rx.broken = !read;
+		offset += read;
+		left -= read;
+	}
+	link->rx.received += len - left;
+	desc->count -= min(desc->count, len - left);
+	if (look->stopped)
+		desc->count = 0;
+	return len - left;
+}
+
+/*
+ * When TCP is to call us next: at the end of the payload that is being read, not
+ * at each of its segments; in good time before the window is full.
+ */
+static void dmdst_rx_set_mark(struct dmdst_link *link)
+{
+	const struct dmdst_rx *rx = &link->rx;
+	struct sock *sk = link->sock->sk;
+	u32 enough = 1;
+
+	if (rx->slot)
+		enough = min3(rx->slot->len - rx->got, (u32)DMDST_RX_ENOUGH,
+			      tcp_sk(sk)->rcv_wnd / 2);
+	WRITE_ONCE(sk->sk_rcvlowat, max(enough, 1U));
+}
+
+/* True: something was read. */
+static bool dmdst_rx_look(struct dmdst_link *link, struct list_head *done)
+{
+	struct dmdst_rx_look look = { .link = link, .done = done };
+	read_descriptor_t desc = { .arg.data = &look, .count = DMDST_RX_BYTES };
+	struct dmdst_rx *rx = &link->rx;
+	struct sock *sk = link->sock->sk;
+	unsigned int noreclaim = memalloc_noreclaim_save();
+	bool left_over, urgent;
+	int ret = 0;
+
+	lock_sock(sk);
+	left_over = rx->have == sizeof(struct nbdw_reply);
+	if (left_over) {
+		rx->have = 0;
+		rx->broken = !dmdst_rx_header(link, page_address(rx->page), done);
+	}
+	if (!rx->broken)
+		ret = tcp_read_sock(sk, &desc, dmdst_rx_skb);
+	urgent = tcp_sk(sk)->urg_data;
+	dmdst_rx_set_mark(link);
+	release_sock(sk);
+	memalloc_noreclaim_restore(noreclaim);
+	if (ret > 0)
+		dmdst_link_heard(link);
+	if (urgent) {
+		/* It would be read around, and the rest not without it. */
+		rx->broken = true;
+		dmdst_link_lose(link, EPROTO, "the server sent urgent data");
+	}
+	return ret > 0 || left_over;
+}
+
+/*
+ * What has come is taken where it comes in, in TCP's context: the socket is
+ * locked, and nothing may sleep or take another lock than link->lock. Bios end
+ * there as they do in any driver's interrupt. False: a worker is needed.
+ */
+bool dmdst_recv_now(struct dmdst_link *link)
+{
+	struct sock *sk = link->sock->sk;
+	LIST_HEAD(done);
+	struct dmdst_rx_look look = { .link = link, .done = &done, .now = true };
+	read_descriptor_t desc = { .arg.data = &look, .count = DMDST_RX_NOW };
+	struct dmdst_rx *rx = &link->rx;
+
+	if (!sk_is_tcp(sk) || rx->broken || READ_ONCE(link->disbelieve) ||
+	    rx->have == sizeof(struct nbdw_reply) ||
+	    READ_ONCE(link->node->fences->listening) || tcp_sk(sk)->urg_data ||
+	    tcp_sk(sk)->rcv_nxt - tcp_sk(sk)->copied_seq > DMDST_RX_NOW)
+		return false;
+
+	if (tcp_read_sock(sk, &desc, dmdst_rx_skb) > 0)
+		dmdst_link_heard(link);
+	dmdst_rx_set_mark(link);
+	return dmdst_reqs_answered_now(link, &done) && !look.stopped && !rx->broken &&
+	       dmdst_rx_is_quiet(sk);
+}
+
+/* Is there data after all, or an end, or an error? */
+static ssize_t dmdst_rx_peek(struct dmdst_link *link)
+{
+	u8 byte;
+	struct kvec kv = { .iov_base = &byte, .iov_len = 1 };
+	struct msghdr msg = { };
+
+	return kernel_recvmsg(link->sock, &msg, &kv, 1, 1, MSG_PEEK | MSG_DONTWAIT);
+}
+
 static bool dmdst_rx_step(struct dmdst_link *link, struct list_head *done)
 {
+	struct sock *sk = link->sock->sk;
 	bool more = false;
 	ssize_t ret;
 
@@ -271,13 +494,22 @@ static bool dmdst_rx_step(struct dmdst_link *link, struct list_head *done)
 	if (link->rx.broken || READ_ONCE(link->disbelieve))
 		return false;
 
-	ret = dmdst_rx_receive(link);
-	if (ret > 0) {
-		more = dmdst_rx_account(link, ret, done);
-	} else if (ret == 0) {
+	if (sk_is_tcp(sk)) {
+		if (dmdst_rx_look(link, done))
+			return !link->rx.broken;
+		if (link->rx.broken || dmdst_rx_is_quiet(sk))
+			return false;
+		ret = dmdst_rx_peek(link);
+		more = ret > 0;
+	} else {
+		ret = dmdst_rx_receive(link);
+		if (ret > 0)
+			more = dmdst_rx_account(link, ret, done);
+	}
+	if (ret == 0) {
 		link->rx.eof = true;
 		dmdst_link_lose(link, ESHUTDOWN, "the server closed the connection");
-	} else if (ret != -EAGAIN) {
+	} else if (ret < 0 && ret != -EAGAIN) {
 		dmdst_link_lose(link, -ret, "receive failed");
 	}
 	return more;
@@ -296,6 +528,10 @@ bool dmdst_recv_some(struct dmdst_link *link)
 	list_splice_init(&rx->freed, &freed);
 	shutdown = rx->shutdown;
 	mutex_unlock(&rx->mutex);
+
+	spin_lock_bh(&link->lock);
+	list_splice_tail_init(&rx->late, &done);
+	spin_unlock_bh(&link->lock);
 
 	dmdst_link_answered(link, &done);
 	dmdst_node_submit_all(&freed);

@@ -5,6 +5,7 @@
  * send.c, recv.c and flush.c. Never touches a socket and takes no lock.
  */
 #include "dm-dst.h"
+#include "trace.h"
 
 /* How many of the node's requests are in @state; NULL where nobody counts. */
 static atomic_t *dmdst_req_counter(struct dmdst_node *node,
@@ -68,6 +69,14 @@ bool dmdst_req_has_payload(const struct dmdst_req *req)
 	return req->cmd == NBDW_CMD_WRITE;
 }
 
+/* The one way that a bio of ours ends. No lock may be held, as below. */
+void dmdst_bio_end(struct bio *bio, blk_status_t status)
+{
+	trace_dmdst_end(bio, status);
+	bio->bi_status = status;
+	bio_endio(bio);
+}
+
 /* No lock may be held: the bio's owner may send the next one from here. */
 void dmdst_req_end(struct dmdst_req *req, blk_status_t status)
 {
@@ -84,8 +93,9 @@ void dmdst_req_end(struct dmdst_req *req, blk_status_t status)
 	}
 	if (status && status != BLK_STS_DM_REQUEUE && status != BLK_STS_AGAIN)
 		atomic64_inc(&node->errors);
-	bio->bi_status = status;
-	bio_endio(bio);	/* @req is gone */
+	if (status == BLK_STS_DM_REQUEUE)
+		trace_dmdst_requeue(req, NULL, false, "suspend");
+	dmdst_bio_end(bio, status);	/* @req is gone */
 }
 
 /*
@@ -115,6 +125,7 @@ void dmdst_req_again(struct dmdst_req *req)
 	req->iter = req->bio->bi_iter;
 	req->offset -= req->iter.bi_size - req->left;
 	req->left = req->iter.bi_size;
+	trace_dmdst_requeue(req, NULL, false, "redo");
 	dmdst_node_submit(req);
 }
 
@@ -133,6 +144,16 @@ bool dmdst_req_is_failed(const struct dmdst_req *req)
 	return req->bio && req->fails != READ_ONCE(req->node->fails);
 }
 
+/* Once a part: who comes after TCP's context only forgets. */
+static void dmdst_req_note(struct dmdst_req *req)
+{
+	bool durable = !req->write_back || (req->fua && !req->sync_after);
+
+	if (req->noted || !dmdst_flush_note_write(req->node, req->birth, durable))
+		dmdst_flush_lost(req->node);
+	req->noted = false;
+}
+
 /* req->status is the server's answer, or why there is none. HELD, no locks. */
 void dmdst_req_answered(struct dmdst_req *req)
 {
@@ -148,8 +169,7 @@ void dmdst_req_answered(struct dmdst_req *req)
 
 	/* Before the bio ends: a FLUSH sent after that must see this write. */
 	if (dmdst_req_is_write(req))
-		dmdst_flush_note_write(node, req->birth, !req->write_back ||
-				       (req->fua && !req->sync_after));
+		dmdst_req_note(req);
 
 	if (dmdst_req_next_part(req))
 		return;
@@ -172,4 +192,41 @@ void dmdst_reqs_answered(struct list_head *reqs)
 		list_del_init(&req->list);
 		dmdst_req_answered(req);
 	}
+}
+
+/* Its end takes no lock: it is not guarded, the last part, and needs no FLUSH. */
+static bool dmdst_req_is_plain(struct dmdst_req *req)
+{
+	return req->bio && !req->status && !req->pages_out && !READ_ONCE(req->guard) &&
+	       !req->sync_after && req->left == req->len;
+}
+
+/*
+ * As above, in TCP's context. False: what a worker has to go on with is in
+ * link->rx.late.
+ */
+bool dmdst_reqs_answered_now(struct dmdst_link *link, struct list_head *reqs)
+{
+	struct dmdst_req *req, *next;
+	bool all;
+
+	list_for_each_entry_safe(req, next, reqs, list) {
+		if (!dmdst_req_is_plain(req))
+			continue;
+		req->noted = dmdst_req_is_write(req) &&
+			     !dmdst_flush_note_write(req->node, req->birth,
+						     !req->write_back || req->fua);
+		if (req->noted)
+			continue;
+		list_del_init(&req->list);
+		dmdst_req_end(req, BLK_STS_OK);
+	}
+	all = list_empty(reqs);
+	if (!all) {
+		spin_lock_bh(&link->lock);
+		list_splice_tail(reqs, &link->rx.late);
+		spin_unlock_bh(&link->lock);
+	}
+	dmdst_link_check_drained(link);
+	return all;
 }

@@ -79,6 +79,12 @@ static inline bool dmdst_link_may_move(enum dmdst_link_state from,
 	return moves[from] & BIT(to);
 }
 
+/* Its socket is there, and its works may be queued. */
+static inline bool dmdst_link_is_up(enum dmdst_link_state state)
+{
+	return state == DMDST_LINK_LIVE || state == DMDST_LINK_DRAINING;
+}
+
 /* ---- a node ---- */
 
 /*

@@ -1,15 +1,18 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
  * The sending half of a link: gathers requests into batches of segments and
- * gives them to the socket without waiting. Runs as link->send_work, one at a
- * time a link. Where the socket is full it ends, and the write-space callback
- * starts it again. Never waits for anything the receiving half needs.
+ * gives them to the socket without waiting. Runs as link->send_work in one of
+ * the module's senders, or in who submits a request that is alone. Where the
+ * socket is full it ends, and the write-space callback starts it again. Never
+ * waits for anything the receiving half needs.
  */
+#include <linux/cred.h>
 #include <linux/sched/mm.h>
 #include <linux/tcp.h>
 #include <net/sock.h>
 #include "compat/compat.h"
 #include "dm-dst.h"
+#include "trace.h"
 
 /* Bytes after which other links' workers get the CPU. */
 #define DMDST_SEND_BUDGET	(1024 * 1024)
@@ -106,6 +109,7 @@ static void dmdst_tx_give_slot(struct dmdst_link *link, struct dmdst_req *req)
 	link->slots[slot].seq++;
 	link->slots[slot].loss = READ_ONCE(req->node->fences->losses);
 	link->slots[slot].since = jiffies;
+	link->slots[slot].sent_ns = trace_dmdst_reply_enabled() ? ktime_get_ns() : 0;
 	link->slots[slot].warned = false;
 	link->slots[slot].refused = false;
 	if (req->cmd == NBDW_CMD_READ)
@@ -136,6 +140,7 @@ static bool dmdst_tx_begin_req(struct dmdst_link *link, struct dmdst_req *req)
 	req->tx_start = tx->gathered;
 	req->tx_end = tx->gathered + sizeof(struct nbdw_request);
 	dmdst_tx_add_header(link, req);
+	trace_dmdst_send(link, req);
 	if (dmdst_req_has_payload(req)) {
 		req->tx_end += req->len;
 		tx->req = req;
@@ -168,7 +173,7 @@ static bool dmdst_tx_gather(struct dmdst_link *link)
 	WRITE_ONCE(tx->skip, 0);
 	WRITE_ONCE(tx->bytes, 0);
 
-	spin_lock(&link->lock);
+	spin_lock_bh(&link->lock);
 	if (link->state == DMDST_LINK_LOST)
 		goto out;
 	tx->payload = tx->req;
@@ -190,7 +195,7 @@ static bool dmdst_tx_gather(struct dmdst_link *link)
 	}
 	tx->more = tx->req || (!list_empty(&link->sendq) && link->nr_free);
 out:
-	spin_unlock(&link->lock);
+	spin_unlock_bh(&link->lock);
 	return tx->nr;
 }
 
@@ -213,10 +218,10 @@ static void dmdst_tx_progress(struct dmdst_link *link, size_t bytes,
 			      struct list_head *done)
 {
 	WRITE_ONCE(link->tx.skip, link->tx.skip + bytes);
-	spin_lock(&link->lock);
+	spin_lock_bh(&link->lock);
 	link->tx.sent += bytes;
 	dmdst_tx_collect_early(link, done);
-	spin_unlock(&link->lock);
+	spin_unlock_bh(&link->lock);
 }
 
 /* One send. Bytes taken, or a negative errno. */
@@ -225,10 +230,12 @@ static ssize_t dmdst_tx_push(struct dmdst_link *link, struct list_head *done)
 	struct dmdst_tx *tx = &link->tx;
 	unsigned int flags = MSG_DONTWAIT | MSG_NOSIGNAL | (tx->more ? MSG_MORE : 0);
 	unsigned int noreclaim = memalloc_noreclaim_save();
+	const struct cred *creds = override_creds(dmdst_creds);
 	ssize_t ret;
 
 	ret = dmdst_compat_send(link->sock, tx->bv, tx->nr, tx->skip, tx->bytes,
 				tx->splice, flags);
+	revert_creds(creds);
 	memalloc_noreclaim_restore(noreclaim);
 	/* Room in a socket that was full: the peer reads. */
 	if (ret > 0 && tx->full)
@@ -241,17 +248,18 @@ static ssize_t dmdst_tx_push(struct dmdst_link *link, struct list_head *done)
 	return ret ? ret : -EIO;
 }
 
-/* The socket takes no more now: who will start us again? */
-static void dmdst_tx_blocked(struct dmdst_link *link, ssize_t err)
+/* The socket takes no more now: will the write-space callback start us again? */
+static bool dmdst_tx_will_be_called(struct dmdst_link *link, ssize_t err)
 {
 	struct sock *sk = link->sock->sk;
-	bool full = err == -EAGAIN &&
-		    !(sk_is_tcp(sk) && sk_stream_is_writeable(sk));
 
-	if (full)
-		return;	/* the write-space callback */
+	lockdep_assert_held(&link->tx.mutex);
+	return err == -EAGAIN && !(sk_is_tcp(sk) && sk_stream_is_writeable(sk));
+}
 
-	dmdst_link_send_later(link, DMDST_NOMEM_DELAY);
+static bool dmdst_tx_is_short(ssize_t err)
+{
+	return err == -EAGAIN || err == -ENOBUFS || err == -ENOMEM;
 }
 
 /*
@@ -265,18 +273,25 @@ static void dmdst_tx_uncork(struct dmdst_link *link)
 	link->tx.corked = false;
 }
 
-/* What is left of the batch, or a new one. 0: there is nothing to send. */
-static ssize_t dmdst_send_some(struct dmdst_link *link)
+/*
+ * What is left of the batch, or a new one. 0: there is nothing to send.
+ * @called: it goes on without us. The socket is only ours under the mutex, while
+ * it isn't over: the caller may be no worker that down_work waits for.
+ */
+static ssize_t dmdst_send_some(struct dmdst_link *link, bool *called)
 {
 	struct dmdst_tx *tx = &link->tx;
 	LIST_HEAD(done);
 	ssize_t ret = 0;
 
 	mutex_lock(&tx->mutex);
-	if (tx->skip < tx->bytes || dmdst_tx_gather(link))
+	if (tx->over)
+		ret = 0;
+	else if (tx->skip < tx->bytes || dmdst_tx_gather(link))
 		ret = dmdst_tx_push(link, &done);
 	else
 		dmdst_tx_uncork(link);
+	*called = dmdst_tx_is_short(ret) && dmdst_tx_will_be_called(link, ret);
 	mutex_unlock(&tx->mutex);
 
 	dmdst_link_answered(link, &done);
@@ -286,10 +301,12 @@ static ssize_t dmdst_send_some(struct dmdst_link *link)
 static void dmdst_send_batches(struct dmdst_link *link)
 {
 	ssize_t ret, budget = DMDST_SEND_BUDGET;
+	bool called;
 
-	while ((ret = dmdst_send_some(link))) {
-		if (ret == -EAGAIN || ret == -ENOBUFS || ret == -ENOMEM) {
-			dmdst_tx_blocked(link, ret);
+	while ((ret = dmdst_send_some(link, &called))) {
+		if (dmdst_tx_is_short(ret)) {
+			if (!called)
+				dmdst_link_send_later(link, DMDST_NOMEM_DELAY);
 			return;
 		}
 		if (ret < 0) {
@@ -304,10 +321,21 @@ static void dmdst_send_batches(struct dmdst_link *link)
 	}
 }
 
-void dmdst_send_work(struct work_struct *work)
+void dmdst_send_work(struct kthread_work *work)
 {
-	struct dmdst_link *link = container_of(to_delayed_work(work),
-					       struct dmdst_link, send_work);
+	struct dmdst_link *link = container_of(work, struct dmdst_link, send_work.work);
+	unsigned int noio = memalloc_noio_save();
+
+	dmdst_send_batches(link);
+	memalloc_noio_restore(noio);
+}
+
+/*
+ * By the submitter itself, who takes care of a reference to the link: cheaper
+ * than a worker where there is nothing to gather.
+ */
+void dmdst_send_now(struct dmdst_link *link)
+{
 	unsigned int noio = memalloc_noio_save();
 
 	dmdst_send_batches(link);

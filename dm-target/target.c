@@ -10,6 +10,7 @@
 #include <linux/slab.h>
 #include "compat/compat.h"
 #include "dm-dst.h"
+#include "trace.h"
 
 /* Words a node has in the status: append-only, docs/table-line.md. */
 #define DMDST_STATUS_FIELDS 13
@@ -119,10 +120,8 @@ static void dmdst_end_bios(struct bio_list *bios, blk_status_t status)
 {
 	struct bio *bio;
 
-	while ((bio = bio_list_pop(bios))) {
-		bio->bi_status = status;
-		bio_endio(bio);
-	}
+	while ((bio = bio_list_pop(bios)))
+		dmdst_bio_end(bio, status);
 }
 
 /* True: there is another one, or the same again, so that @t can't go. */
@@ -196,7 +195,7 @@ static void dmdst_map_flush(struct dmdst_target *t, struct bio *bio)
 	bool run;
 
 	if (dmdst_target_is_clean(t)) {
-		bio_endio(bio);
+		dmdst_bio_end(bio, BLK_STS_OK);
 		return;
 	}
 	spin_lock(&t->round_lock);
@@ -225,6 +224,19 @@ static unsigned int dmdst_max_sectors(struct dmdst_node *node, enum req_op op)
 	return bytes >> SECTOR_SHIFT;
 }
 
+/* To what lies in @extent, from @sector of the line on, and one request may carry. */
+static void dmdst_cut_bio(struct bio *bio, const struct dmdst_extent *extent, sector_t sector)
+{
+	sector_t rest = extent->start + extent->len - sector;
+	sector_t most = min_t(sector_t, rest,
+			      dmdst_max_sectors(extent->use->node, bio_op(bio)));
+
+	if (bio_sectors(bio) <= most)
+		return;
+	trace_dmdst_split(bio, most, most == rest ? "extent" : "payload");
+	dm_accept_partial_bio(bio, most);
+}
+
 static int dmdst_req_cmd(struct bio *bio, u16 *cmd)
 {
 	switch (bio_op(bio)) {
@@ -251,28 +263,28 @@ static int dmdst_map(struct dm_target *ti, struct bio *bio)
 	struct dmdst_target *t = ti->private;
 	sector_t sector = dm_target_offset(ti, bio->bi_iter.bi_sector);
 	struct dmdst_extent *extent;
-	sector_t most;
+	blk_status_t owed;
 	u16 cmd;
 
+	trace_dmdst_submit(bio);
 	if (bio->bi_opf & REQ_PREFLUSH && !bio_sectors(bio)) {
 		dmdst_map_flush(t, bio);
 		return DM_MAPIO_SUBMITTED;
 	}
-	if (dmdst_req_cmd(bio, &cmd) || (t->read_only && op_is_write(bio_op(bio))))
+	if (dmdst_req_cmd(bio, &cmd) || (t->read_only && op_is_write(bio_op(bio)))) {
+		trace_dmdst_end(bio, BLK_STS_IOERR);
 		return DM_MAPIO_KILL;
+	}
 
 	extent = dmdst_table_find(t, sector);
 	if (bio->bi_opf & REQ_FUA) {
-		bio->bi_status = dmdst_target_pays(t, extent->use->seat);
-		if (bio->bi_status) {
-			bio_endio(bio);
+		owed = dmdst_target_pays(t, extent->use->seat);
+		if (owed) {
+			dmdst_bio_end(bio, owed);
 			return DM_MAPIO_SUBMITTED;
 		}
 	}
-	most = min_t(sector_t, extent->start + extent->len - sector,
-		     dmdst_max_sectors(extent->use->node, bio_op(bio)));
-	if (bio_sectors(bio) > most)
-		dm_accept_partial_bio(bio, most);
+	dmdst_cut_bio(bio, extent, sector);
 
 	dmdst_req_init(req, extent->use->node, cmd);
 	req->bio = bio;
@@ -284,7 +296,10 @@ static int dmdst_map(struct dm_target *ti, struct bio *bio)
 	req->left = bio->bi_iter.bi_size;
 	req->fua = bio->bi_opf & REQ_FUA;
 	req->no_hole = cmd == NBDW_CMD_WRITE_ZEROES && bio->bi_opf & REQ_NOUNMAP;
-	dmdst_node_submit(req);
+	if (bio->bi_opf & REQ_NOWAIT)
+		dmdst_node_submit(req);
+	else
+		dmdst_node_submit_now(req);
 	return DM_MAPIO_SUBMITTED;
 }
 

@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * What passes with time: once a second a node that has links, or whose policy
- * runs, looks for links that don't answer, for its policy's end, and for old
- * links that have been quiet long enough; where nobody asks the node anything
- * it asks itself, to hear an answer. Never ends anything with a lock held.
+ * What passes with time: once a second a node that waits for something looks
+ * for links that don't answer, for its policy's end, and for old links that
+ * have been quiet long enough; where nobody asks the node anything it asks
+ * itself, to hear an answer. Where there is nothing to wait for it rests until
+ * the next request. Never ends anything with a lock held.
  */
 #include <linux/mm.h>
 #include <linux/sched/mm.h>
@@ -30,6 +31,7 @@ void dmdst_tick_soon(struct dmdst_node *node)
 	lockdep_assert_held(&node->lock);
 	if (node->dead)
 		return;
+	WRITE_ONCE(node->ticking, true);
 	kref_get(&node->ref);
 	if (mod_delayed_work(dmdst_down_wq, &node->tick, 0))
 		dmdst_node_put(node);	/* not the last: it was queued */
@@ -41,9 +43,42 @@ static void dmdst_tick_again(struct dmdst_node *node)
 	lockdep_assert_held(&node->lock);
 	if (node->dead)
 		return;
+	dmdst_tick_wake(node);
+}
+
+/* The caller has a reference, through a link that isn't lost or a lock. */
+void dmdst_tick_wake(struct dmdst_node *node)
+{
+	WRITE_ONCE(node->ticking, true);
 	kref_get(&node->ref);
 	if (!queue_delayed_work(dmdst_down_wq, &node->tick, round_jiffies_relative(HZ)))
-		dmdst_node_put(node);	/* as above */
+		dmdst_node_put(node);	/* not the last, as above */
+}
+
+/* All its links are live and owe no answer, and nothing waits or is ambiguous. */
+static bool dmdst_tick_is_calm(struct dmdst_node *node)
+{
+	struct dmdst_link *link;
+	unsigned int links = 0;
+
+	lockdep_assert_held(&node->lock);
+	list_for_each_entry(link, &node->links, list) {
+		/* Also to what was detached. */
+		if (dmdst_link_in_flight(link))
+			return false;
+		links++;
+	}
+	return links == node->nr_live && !atomic_read(&node->on_link) &&
+	       !atomic_read(&node->waiting) && !READ_ONCE(node->fences->active) &&
+	       !READ_ONCE(node->fences->listening);
+}
+
+static bool dmdst_tick_goes_on(struct dmdst_node *node)
+{
+	if (node->down && !node->expired &&
+	    node->conduct.policy == DMDST_POLICY_QUEUE_FOR)
+		return true;
+	return !list_empty(&node->links) && !dmdst_tick_is_calm(node);
 }
 
 /* For a node that is dead. */
@@ -130,8 +165,10 @@ static void dmdst_tick_work(struct work_struct *work)
 		dmdst_tick_probe(node);
 
 	spin_lock(&node->lock);
-	if (!list_empty(&node->links) ||
-	    (node->down && !node->expired && node->conduct.policy == DMDST_POLICY_QUEUE_FOR))
+	WRITE_ONCE(node->ticking, false);
+	/* Pairs with dmdst_link_take(): it sees this, or we see its request. */
+	smp_mb();
+	if (dmdst_tick_goes_on(node))
 		dmdst_tick_again(node);
 	spin_unlock(&node->lock);
 	memalloc_noio_restore(noio);

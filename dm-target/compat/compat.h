@@ -10,6 +10,7 @@
 #include <linux/blkdev.h>
 #include <linux/bvec.h>
 #include <linux/device-mapper.h>
+#include <linux/kthread.h>
 #include <linux/net.h>
 #include <linux/netlink.h>
 #include <linux/uio.h>
@@ -52,6 +53,15 @@ static inline void dmdst_compat_no_task_frag(struct sock *sk)
 }
 
 /*
+ * 6.14, b04e317b5226: who creates a worker has to wake it, too. Before, one more
+ * waking does nothing.
+ */
+static inline void dmdst_compat_start_worker(struct kthread_worker *worker)
+{
+	wake_up_process(worker->task);
+}
+
+/*
  * 6.11, 1122c0c1cc71: queue features live in the limits. A target without
  * devices is given BLK_FEAT_POLL, which it can't keep: dm polls clones only.
  */
@@ -73,6 +83,19 @@ static inline void dmdst_compat_no_wzeroes_unmap(struct queue_limits *limits)
 	limits->max_hw_wzeroes_unmap_sectors = 0;
 #endif
 }
+
+/*
+ * 6.10, 2c92ca849fcc: __assign_str() knows its source from __string(). Before, both
+ * must say the same.
+ */
+#ifdef DMDST_HAVE_ASSIGN_STR_ALONE
+#define dmdst_compat_assign_str(dst, src) do {	\
+	(void)(src);				\
+	__assign_str(dst);			\
+} while (0)
+#else
+#define dmdst_compat_assign_str(dst, src) __assign_str(dst, src)
+#endif
 
 /*
  * Give @nr segments, from byte @skip on, to @sock. @splice: the pages may be

@@ -35,4 +35,11 @@ static void f(struct queue_limits *l) { l->features &= ~BLK_FEAT_POLL; }'
 try WZEROES_UNMAP '#include <linux/blkdev.h>
 static void f(struct queue_limits *l) { l->max_hw_wzeroes_unmap_sectors = 0; }'
 
+# 6.10 (2c92ca849fcc "tracing/treewide: Remove second parameter of __assign_str()")
+try ASSIGN_STR_ALONE '#include <linux/bits.h>
+#include <trace/stages/stage6_event_callback.h>
+#define WORDS(...) #__VA_ARGS__
+#define EXPANDED(...) WORDS(__VA_ARGS__)
+static const char *f(void) { return EXPANDED(__assign_str(dst)); }'
+
 echo
