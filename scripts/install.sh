@@ -1,18 +1,22 @@
 #!/usr/bin/env bash
 # install.sh [--remove] PREFIX: installs DST on this host: module through DKMS (so that a new kernel gets it,
-# too), dstd, man pages and completions below PREFIX, udev rule and systemd unit. The one script that changes
-# the host's kernel; called by `make install` and nothing else. Doing it again replaces what is there.
+# too), dstd, man pages and completions below PREFIX, udev rule and systemd units. The one script that changes
+# the host's kernel; called by `make install`. Doing it again replaces what is there. With DESTDIR it only puts files
+# (the module's source, too) below that directory and takes them away again, as makers of packages and a test do; DSTD
+# names another binary than that of the tree.
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 # shellcheck source=scripts/lib.sh
 source "$here/lib.sh"
 root=$here/..
 VERSION=$(sed -n 's/^PACKAGE_VERSION="\(.*\)"/\1/p' "$root/dm-target/dkms.conf")
-SOURCE=/usr/src/dm-dst-$VERSION
-RULES=/etc/udev/rules.d/56-dm-dst.rules
-READY=/usr/lib/udev/dst-ready
-UNITS=/etc/systemd/system
-UNIT=$UNITS/dstd.service
+DESTDIR=${DESTDIR:-}
+DSTD=${DSTD:-$root/target/release/dstd}
+SOURCE=$DESTDIR/usr/src/dm-dst-$VERSION
+RULES=$DESTDIR/etc/udev/rules.d/56-dm-dst.rules
+READY=$DESTDIR/usr/lib/udev/dst-ready
+UNITS=$DESTDIR/etc/systemd/system
+ENABLED=(dstd.service dstd-export.socket dstd-export.service dstd-export@.socket dstd-export@.service)
 
 # Nothing is installed on a host whose kernel could not use it.
 check_host() {
@@ -25,43 +29,71 @@ check_host() {
 install_module() {
     need "to build the module for this kernel, and each new one" dkms "linux-headers-$(uname -r)"
     dkms status "dm-dst/$VERSION" | grep -q . && dkms remove "dm-dst/$VERSION" --all >/dev/null
+    install_source
+    dkms install "dm-dst/$VERSION"
+}
+
+install_source() {
     rm -rf "$SOURCE"
     mkdir -p "$SOURCE"
     (cd "$root/dm-target" && find . -type f ! -name '*.o' ! -name '*.ko' ! -name '*.cmd' ! -name '*.mod*' -print0 |
         tar --null -cf - -T -) | tar -xf - -C "$SOURCE"
-    dkms install "dm-dst/$VERSION"
 }
 
 install_files() {
-    local prefix=$1
-    install -D -m 755 "$root/target/release/dstd" "$prefix/bin/dstd"
-    mkdir -p "$prefix/share/man/man8" /etc/dst "$prefix/share/bash-completion/completions"
-    "$prefix/bin/dstd" man "$prefix/share/man/man8"
-    "$prefix/bin/dstd" completions bash >"$prefix/share/bash-completion/completions/dstd"
+    local prefix=$1 share=$DESTDIR$1/share unit
+    install -D -m 755 "$DSTD" "$DESTDIR$prefix/bin/dstd"
+    mkdir -p "$share/man/man1" "$share/bash-completion/completions" "$UNITS" "$DESTDIR"/etc/{dst,dst-export}
+    "$DSTD" man "$share/man/man1"
+    "$DSTD" completions bash >"$share/bash-completion/completions/dstd"
     install -D -m 644 "$root/dm-target/udev/56-dm-dst.rules" "$RULES"
     install -D -m 755 "$root/dm-target/udev/dst-ready" "$READY"
-    sed "s|/usr/local/bin/dstd|$prefix/bin/dstd|" "$root/dstd/systemd/dstd.service" >"$UNIT"
-    sed "s|ExecStart=dstd|ExecStart=$prefix/bin/dstd|" "$root/dstd/systemd/dstd-export.service" >"$UNITS/dstd-export.service"
-    install -m 644 "$root/dstd/systemd/dstd-export.socket" "$UNITS/dstd-export.socket"
+    for unit in "$root"/dstd/systemd/*; do
+        sed "s|^ExecStart=dstd |ExecStart=$prefix/bin/dstd |" "$unit" >"$UNITS/${unit##*/}"
+    done
+}
+
+tell_daemons() {
     udevadm control --reload 2>/dev/null || true
     systemctl daemon-reload 2>/dev/null || true
 }
 
-remove_all() {
-    local prefix=$1
-    systemctl disable --now dstd.service dstd-export.socket dstd-export.service 2>/dev/null || true
-    rm -f "$prefix/bin/dstd" "$prefix"/share/man/man8/dstd*.8 "$prefix/share/bash-completion/completions/dstd" \
-        "$RULES" "$READY" "$UNIT" "$UNITS"/dstd-export.{service,socket}
-    modprobe -r dm-dst 2>/dev/null || say "the module is in use: it stays loaded until the next boot"
-    dkms remove "dm-dst/$VERSION" --all 2>/dev/null || true
+# What operators wrote below /etc stays.
+remove_files() {
+    local prefix=$1 share=$DESTDIR$1/share unit
+    rm -f "$DESTDIR$prefix/bin/dstd" "$share"/man/man[18]/dstd{,-*}.1 "$share/bash-completion/completions/dstd" "$RULES" "$READY"
+    for unit in "$root"/dstd/systemd/*; do rm -f "$UNITS/${unit##*/}"; done
+    rmdir "$DESTDIR"/etc/{dst,dst-export} 2>/dev/null || true
     rm -rf "$SOURCE"
 }
 
+remove_all() {
+    systemctl disable "${ENABLED[@]}" 2>/dev/null || true
+    systemctl stop dstd.service 'dstd-export*' 2>/dev/null || true
+    modprobe -r dm-dst 2>/dev/null || say "the module is in use: it stays loaded until the next boot"
+    dkms remove "dm-dst/$VERSION" --all 2>/dev/null || true
+    remove_files "$1"
+    tell_daemons
+}
+
+task=install
 if [[ ${1:-} == --remove ]]; then
-    remove_all "${2:-/usr/local}"
-    exit
+    task=remove
+    shift
 fi
-check_host
-install_module
-install_files "${1:-/usr/local}"
-say "installed: put topologies into /etc/dst and run 'systemctl enable --now dstd' (docs/dstd.md)"
+prefix=${1:-/usr/local}
+case $task:$DESTDIR in
+remove:) remove_all "$prefix" ;;
+remove:*) remove_files "$prefix" ;;
+install:)
+    check_host
+    install_module
+    install_files "$prefix"
+    tell_daemons
+    say "installed: put topologies into /etc/dst and run 'systemctl enable --now dstd' (docs/dstd.md)"
+    ;;
+*)
+    install_source
+    install_files "$prefix"
+    ;;
+esac

@@ -5,12 +5,15 @@
 
 pub mod cli;
 pub mod dm;
+pub mod doctor;
 pub mod export;
 pub mod kernel;
+pub mod metrics;
 pub mod nbd;
 pub mod netlink;
 pub mod plan;
 pub mod reconcile;
+pub mod signals;
 pub mod table;
 pub mod topology;
 pub mod units;

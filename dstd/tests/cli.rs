@@ -139,6 +139,28 @@ fn an_unreachable_node_is_named() {
 }
 
 #[test]
+fn the_doctor_names_what_is_bad_and_says_what_to_do() {
+    let (_dir, path) = file(&GOOD.replace("nbd://h/", "nbd+unix:///x?socket=/nonexistent/socket"));
+    let ran = dstd(&["doctor", &path]);
+    assert_eq!(ran.status, 1);
+    let bad = ran
+        .out
+        .lines()
+        .find(|line| line.contains("node a"))
+        .unwrap();
+    assert!(bad.starts_with("BAD   node a can't be used: "), "{bad}");
+    assert!(ran.out.contains("do: look at the server"), "{}", ran.out);
+    let (_dir, path) = file("version: 2\n");
+    let ran = dstd(&["doctor", &path]);
+    assert_eq!(ran.status, 1);
+    assert!(
+        ran.out.contains("BAD   the topology can't be used:") && ran.out.contains(":1:10:"),
+        "{}",
+        ran.out
+    );
+}
+
+#[test]
 fn wrong_usage_has_a_status_of_its_own() {
     assert_eq!(dstd(&["fly"]).status, 64);
     assert_eq!(dstd(&["--help"]).status, 0);

@@ -67,3 +67,12 @@ fn the_published_schema_is_current() {
         "make it anew: cargo run -p dstd -- schema > docs/topology.schema.json"
     );
 }
+
+#[test]
+fn the_published_schema_of_status_is_current() {
+    let held = fs::read_to_string(repository().join("docs/status.schema.json")).unwrap();
+    assert!(
+        dstd::cli::status_schema() == held,
+        "make it anew: cargo run -p dstd -- schema --status > docs/status.schema.json"
+    );
+}

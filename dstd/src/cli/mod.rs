@@ -3,6 +3,8 @@
 
 mod apply;
 mod args;
+mod color;
+mod doctor;
 mod export;
 mod fail_pending;
 mod fence;
@@ -13,11 +15,14 @@ mod plan;
 mod probe;
 mod protect;
 mod remove;
+mod rename;
+mod report;
 mod run;
 mod status;
 mod system;
 mod table;
 mod validate;
+mod watch;
 
 use std::fmt;
 use std::process::ExitCode;
@@ -29,6 +34,10 @@ use crate::kernel::{KernelError, ObservedNode};
 use crate::reconcile::ApplyError;
 use crate::topology::{TopologyErrors, nearest};
 use crate::units::NodeName;
+
+pub use report::json_schema as status_schema;
+#[cfg(test)]
+pub(crate) use status::tests as status_tests;
 
 /// How a command ended; docs/dstd.md lists them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -104,9 +113,11 @@ enum Command {
     Status(status::Status),
     Probe(probe::Probe),
     Remove(remove::Remove),
+    Rename(rename::Rename),
     FailPending(fail_pending::FailPending),
     Fence(fence::Fence),
     Run(run::Run),
+    Doctor(doctor::Doctor),
     Export(export::Export),
     Schema(pages::Schema),
     Completions(pages::Completions),
@@ -141,9 +152,11 @@ impl Command {
             Self::Status(command) => command.run(),
             Self::Probe(command) => command.run(),
             Self::Remove(command) => command.run(),
+            Self::Rename(command) => command.run(),
             Self::FailPending(command) => command.run(),
             Self::Fence(command) => command.run(),
             Self::Run(command) => command.run(),
+            Self::Doctor(command) => command.run(),
             Self::Export(command) => command.run(),
             Self::Schema(command) => command.run(),
             Self::Completions(command) => command.run(),

@@ -4,16 +4,23 @@
 use clap::Args;
 use clap_complete::Shell;
 
-use super::{Exit, Stop, command, print};
+use super::{Exit, Stop, command, print, status_schema};
 use crate::topology::json_schema;
 
 /// Print the JSON schema of topology files, for editors
 #[derive(Debug, Args)]
-pub struct Schema {}
+pub struct Schema {
+    /// That of `status --json` instead
+    #[arg(long)]
+    status: bool,
+}
 
 impl Schema {
     pub fn run(self) -> Result<Exit, Stop> {
-        print(json_schema())?;
+        print(match self.status {
+            true => status_schema(),
+            false => json_schema(),
+        })?;
         Ok(Exit::Done)
     }
 }

@@ -6,6 +6,7 @@ use std::collections::BTreeSet;
 use clap::Args;
 
 use super::args::{TopologyArgs, check_device, check_node};
+use super::color::Color;
 use super::{Exit, Stop, print, system};
 use crate::plan::{Allowed, plan};
 use crate::reconcile::{survey, unreachable};
@@ -21,6 +22,8 @@ pub struct Plan {
     topology: TopologyArgs,
     #[command(flatten)]
     allow: AllowArgs,
+    #[arg(long, value_name = "WHEN", default_value = "auto")]
+    color: Color,
 }
 
 /// What would lose data is refused unless it is allowed here by name.
@@ -74,7 +77,7 @@ impl Plan {
         for reason in unreachable(&plan, &survey) {
             text += &format!("apply would stop before it changes anything: {reason}\n");
         }
-        print(text)?;
+        print(self.color.paint(&text))?;
         Ok(match (plan.refusals.is_empty(), plan.steps.is_empty()) {
             (false, _) => Exit::Refused,
             (true, false) => Exit::Changes,

@@ -7,11 +7,13 @@ use std::time::{Duration, Instant};
 
 use clap::Args;
 use comfy_table::presets::NOTHING;
-use serde::Serialize;
 
+use super::report::{DeviceReport, Report};
+use super::watch::watch;
 use super::{Exit, Stop, print, system};
-use crate::kernel::{Access, Kernel, LinkState, NodeState, ObservedDevice, ObservedNode, OldLink};
-use crate::table::{DstArgs, Extent, Line, TARGET};
+use crate::kernel::{
+    Access, Kernel, LinkState, NodeState, ObservedDevice, ObservedNode, OldLink, device_io,
+};
 use crate::units::{Bytes, Sectors};
 
 /// How long a device of others may take to say what it is.
@@ -28,58 +30,28 @@ pub struct Status {
     /// Show all extents of every device
     #[arg(long)]
     all: bool,
-}
-
-#[derive(Debug, Serialize)]
-struct Report {
-    devices: Vec<DeviceReport>,
-    nodes: Vec<ObservedNode>,
-}
-
-#[derive(Debug, Serialize)]
-struct DeviceReport {
-    name: String,
-    uuid: String,
-    /// Made by dstd, so dstd may change it.
-    ours: bool,
-    number: String,
-    sectors: Sectors,
-    state: &'static str,
-    access: Access,
-    open_count: u32,
-    inactive_table: bool,
-    nodes: Vec<String>,
-    table: Vec<PieceReport>,
-}
-
-/// A run of a device's sectors.
-#[derive(Debug, Serialize)]
-struct PieceReport {
-    start: Sectors,
-    length: Sectors,
-    target: String,
-    /// Of `dst` pieces.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    node: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    offset: Option<Sectors>,
-    /// Of all other pieces.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    args: Option<String>,
+    /// Look again every so many seconds, and tell what went on between; with --json a line each
+    #[arg(
+        long,
+        value_name = "SECONDS",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "2",
+        value_parser = clap::value_parser!(u64).range(1..=3600)
+    )]
+    watch: Option<u64>,
 }
 
 impl Status {
     pub fn run(self) -> Result<Exit, Stop> {
-        let kernel = system::kernel()?;
-        let mut devices = kernel.devices()?;
-        let silent = add_tables_by_hand(&kernel, &mut devices);
-        if !silent.is_empty() {
-            eprintln!(
-                "dstd: devices that don't answer are left out: {}",
-                silent.join(", ")
-            );
+        let mut looker = Looker {
+            kernel: system::kernel()?,
+            silent: Vec::new(),
+        };
+        if let Some(seconds) = self.watch {
+            return watch(&mut looker, seconds, self.json, self.all);
         }
-        let report = Report::of(&devices, kernel.nodes()?);
+        let report = looker.look()?;
         if self.json {
             let json = serde_json::to_string_pretty(&report).map_err(Stop::failed)?;
             print(format!("{json}\n"))?;
@@ -87,6 +59,29 @@ impl Status {
             print(report.text(self.all))?;
         }
         Ok(Exit::Done)
+    }
+}
+
+/// Looks at the kernel, again and again.
+pub struct Looker<K> {
+    pub kernel: Arc<K>,
+    /// Devices of others that didn't answer: they aren't asked again, as each time a thread may be left behind.
+    pub silent: Vec<String>,
+}
+
+impl<K: Kernel + 'static> Looker<K> {
+    pub fn look(&mut self) -> Result<Report, Stop> {
+        let mut devices = self.kernel.devices()?;
+        devices.retain(|device| device.uuid.is_ours() || !self.silent.contains(&device.name));
+        let silent = add_tables_by_hand(&self.kernel, &mut devices);
+        if !silent.is_empty() {
+            eprintln!(
+                "dstd: devices that don't answer are left out: {}",
+                silent.join(", ")
+            );
+        }
+        self.silent.extend(silent);
+        Ok(Report::of(&devices, self.kernel.nodes()?, device_io))
     }
 }
 
@@ -138,18 +133,21 @@ fn answers<T: Send + 'static>(
     all
 }
 
-impl Report {
-    fn of(devices: &[ObservedDevice], nodes: Vec<ObservedNode>) -> Self {
-        let shown = |device: &&ObservedDevice| {
-            device.uuid.is_ours() || device.lines.iter().any(|line| line.target == TARGET)
-        };
-        Self {
-            devices: devices.iter().filter(shown).map(DeviceReport::of).collect(),
-            nodes,
-        }
+/// Devices and nodes in short, for the end of `apply`.
+pub fn brief(devices: &[ObservedDevice], nodes: Vec<ObservedNode>) -> String {
+    let report = Report::of(devices, nodes, |_| None);
+    let nodes = match report.nodes.as_slice() {
+        [] => "No nodes.\n".to_owned(),
+        _ => report.node_table(),
+    };
+    match report.devices.as_slice() {
+        [] => format!("No devices.\n\n{nodes}"),
+        _ => format!("{}\n{nodes}", report.device_table()),
     }
+}
 
-    fn text(&self, all: bool) -> String {
+impl Report {
+    pub fn text(&self, all: bool) -> String {
         let mut text = String::new();
         if self.devices.is_empty() {
             text += "No devices.\n";
@@ -295,7 +293,7 @@ fn unfenced_rows(node: &ObservedNode) -> Vec<Vec<String>> {
     node.unfenced.iter().map(row).collect()
 }
 
-fn state_word(state: NodeState) -> &'static str {
+pub fn state_word(state: NodeState) -> &'static str {
     match state {
         NodeState::Waiting => "waiting",
         NodeState::Live => "live",
@@ -330,33 +328,6 @@ fn cache(node: &ObservedNode) -> &'static str {
 }
 
 impl DeviceReport {
-    fn of(device: &ObservedDevice) -> Self {
-        let table: Vec<_> = device.lines.iter().flat_map(pieces_of).collect();
-        let mut nodes: Vec<String> = Vec::new();
-        for node in table.iter().filter_map(|piece| piece.node.as_ref()) {
-            if !nodes.contains(node) {
-                nodes.push(node.clone());
-            }
-        }
-        Self {
-            name: device.name.clone(),
-            uuid: device.uuid.0.clone(),
-            ours: device.uuid.is_ours(),
-            number: device.number.to_string(),
-            sectors: device.lines.last().and_then(Line::end).unwrap_or_default(),
-            state: match (device.lines.is_empty(), device.suspended) {
-                (true, _) => "no table",
-                (false, true) => "suspended",
-                (false, false) => "active",
-            },
-            access: device.access,
-            open_count: device.open_count,
-            inactive_table: device.inactive.is_some(),
-            nodes,
-            table,
-        }
-    }
-
     fn pieces(&self, all: bool) -> String {
         let shown = if all { self.table.len() } else { EXTENTS_SHOWN };
         let rows = self.table.iter().take(shown).map(|piece| {
@@ -372,7 +343,7 @@ impl DeviceReport {
                 place,
             ]
         });
-        let mut text = format!("\n{}\n", self.name);
+        let mut text = format!("\n{}\n", harmless(&self.name));
         text += &table(&["  START", "SECTORS", "SIZE", "LIES ON"], rows);
         if self.table.len() > shown {
             text += &format!(
@@ -382,37 +353,6 @@ impl DeviceReport {
         }
         text
     }
-}
-
-fn pieces_of(line: &Line) -> Vec<PieceReport> {
-    let Ok(args) = DstArgs::of(line) else {
-        return vec![PieceReport {
-            start: line.start,
-            length: line.length,
-            target: line.target.clone(),
-            node: None,
-            offset: None,
-            args: Some(line.args.clone()),
-        }];
-    };
-    let mut start = line.start;
-    let piece = |Extent {
-                     node,
-                     offset,
-                     length,
-                 }| {
-        let piece = PieceReport {
-            start,
-            length,
-            target: line.target.clone(),
-            node: Some(node.to_string()),
-            offset: Some(offset),
-            args: None,
-        };
-        start = start.checked_add(length).unwrap_or(start);
-        piece
-    };
-    args.extents.into_iter().map(piece).collect()
 }
 
 fn bytes(sectors: Sectors) -> String {
@@ -428,10 +368,19 @@ fn shorten(text: &str, most: usize) -> String {
     }
 }
 
-fn table(header: &[&str], rows: impl Iterator<Item = Vec<String>>) -> String {
+/// Names and tables of others may hold what a terminal would obey.
+fn harmless(text: &str) -> String {
+    text.replace(char::is_control, "?")
+}
+
+pub fn table(header: &[&str], rows: impl Iterator<Item = Vec<String>>) -> String {
     let mut table = comfy_table::Table::new();
     table.load_preset(NOTHING).set_header(header);
-    table.add_rows(rows);
+    table.add_rows(rows.map(|row| {
+        row.into_iter()
+            .map(|cell| harmless(&cell))
+            .collect::<Vec<_>>()
+    }));
     let lines: Vec<_> = table
         .lines()
         .map(|line| {
@@ -444,4 +393,4 @@ fn table(header: &[&str], rows: impl Iterator<Item = Vec<String>>) -> String {
 
 #[cfg(test)]
 #[path = "status_tests.rs"]
-pub(super) mod tests;
+pub(crate) mod tests;

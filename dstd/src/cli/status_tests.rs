@@ -1,11 +1,14 @@
 //! What status shows of a device and its nodes, as text and as JSON.
 
+use serde_json::Value;
+
 use super::*;
+use crate::cli::report::Rates;
 use crate::kernel::sim::export;
 use crate::kernel::{Conduct, DmUuid, NbdFlags, Negotiated, ObservedLink, OldLink, Policy};
 use crate::units::{DeviceNumber, Generation, Id, Millis, Slot};
 
-fn device(name: &str, uuid: &str, lines: &[&str]) -> ObservedDevice {
+pub fn device(name: &str, uuid: &str, lines: &[&str]) -> ObservedDevice {
     ObservedDevice {
         name: name.into(),
         uuid: DmUuid(uuid.into()),
@@ -82,6 +85,13 @@ pub fn node() -> ObservedNode {
     }
 }
 
+fn some_io(_: DeviceNumber) -> Option<crate::kernel::DeviceIo> {
+    Some(crate::kernel::DeviceIo {
+        reads: 3,
+        ..Default::default()
+    })
+}
+
 fn report() -> Report {
     let devices = [
         device(
@@ -95,7 +105,7 @@ fn report() -> Report {
         device("by-hand", "", &["0 8 dst 1 alpha 0 8"]),
         device("of-others", "LVM-x", &["0 8 linear 8:0 0"]),
     ];
-    Report::of(&devices, vec![node()])
+    Report::of(&devices, vec![node()], |_| None)
 }
 
 #[test]
@@ -150,7 +160,7 @@ fn the_json_keeps_its_names() {
     assert_eq!(node["policy"]["queue_for_ms"], 300_000);
     assert_eq!(
         (&node["quiesce_ms"], &node["timeout_ms"]),
-        (&10_000.into(), &serde_json::Value::Null)
+        (&10_000.into(), &Value::Null)
     );
     assert_eq!(
         (&node["ambiguous"], &node["barred"]),
@@ -160,14 +170,107 @@ fn the_json_keeps_its_names() {
         node["unfenced"][0],
         serde_json::json!({"slot": 1, "generation": 2, "ambiguous": 2, "merged": 0, "quiet_in_ms": 4200})
     );
-    assert_eq!(node["unfenced"][1]["quiet_in_ms"], serde_json::Value::Null);
+    assert_eq!(node["unfenced"][1]["quiet_in_ms"], Value::Null);
+}
+
+#[test]
+fn what_the_kernel_counts_of_a_devices_io_is_in_the_json() {
+    let devices = [device("dev", "DST-dev", &["0 8 dst 1 alpha 0 8"])];
+    let json = serde_json::to_value(Report::of(&devices, vec![], some_io)).unwrap();
+    assert_eq!(json["devices"][0]["io"]["reads"], 3);
+    let json = serde_json::to_value(report()).unwrap();
+    assert!(json["devices"][0].get("io").is_none());
+}
+
+/// What of the schema language is used here: references, types, properties, required ones, alternatives.
+fn fits(schema: &Value, root: &Value, value: &Value) -> Result<(), String> {
+    if let Some(path) = schema["$ref"].as_str() {
+        return fits(root.pointer(&path[1..]).unwrap(), root, value);
+    }
+    if let Some(all) = schema["anyOf"].as_array().or(schema["oneOf"].as_array()) {
+        let fits = |one: &Value| fits(one, root, value).is_ok();
+        return match all.iter().any(fits) {
+            true => Ok(()),
+            false => Err(format!("{value} fits no alternative of {schema}")),
+        };
+    }
+    let is = |name: &str| match name {
+        "integer" => value.is_u64(),
+        "string" => value.is_string(),
+        "boolean" => value.is_boolean(),
+        "array" => value.is_array(),
+        "object" => value.is_object(),
+        "null" => value.is_null(),
+        other => panic!("the type {other}"),
+    };
+    let types = match &schema["type"] {
+        Value::Array(types) => types.clone(),
+        Value::Null => return Err(format!("no type in {schema}")),
+        one => vec![one.clone()],
+    };
+    if !types.iter().any(|t| is(t.as_str().unwrap())) {
+        return Err(format!("{value} isn't of {types:?}"));
+    }
+    let words = |v: &Value| v.as_array().cloned().unwrap_or_default();
+    if schema
+        .get("enum")
+        .is_some_and(|all| !words(all).contains(value))
+    {
+        return Err(format!("{value} isn't in {schema}"));
+    }
+    for item in words(value) {
+        fits(&schema["items"], root, &item)?;
+    }
+    let Some(fields) = value.as_object() else {
+        return Ok(());
+    };
+    for name in words(&schema["required"]) {
+        if !fields.contains_key(name.as_str().unwrap()) {
+            return Err(format!("{name} is missing"));
+        }
+    }
+    for (name, field) in fields {
+        let known = schema["properties"].get(name);
+        let known = known.or(schema.get("additionalProperties").filter(|a| a.is_object()));
+        let known = known.ok_or_else(|| format!("{name} isn't in the schema"))?;
+        fits(known, root, field).map_err(|why| format!("{name}: {why}"))?;
+    }
+    Ok(())
+}
+
+#[test]
+fn the_json_fits_its_schema() {
+    let schema: Value = serde_json::from_str(&crate::cli::report::json_schema()).unwrap();
+    let devices = [device(
+        "dev",
+        "DST-dev",
+        &["0 8 dst 1 alpha 0 8", "8 8 zero "],
+    )];
+    let mut full = Report::of(&devices, vec![node()], some_io);
+    full.rates = Some(Rates::between(&report(), &full, Duration::from_secs(1)));
+    let mut bare = node();
+    (bare.negotiated, bare.reason, bare.zero_copy) = (None, None, None);
+    bare.conduct = Conduct::default();
+    bare.links.clear();
+    let bare = Report::of(&[device("d", "DST-d", &[])], vec![bare], |_| None);
+    for shown in [full, report(), bare] {
+        let json = serde_json::to_value(shown).unwrap();
+        assert_eq!(fits(&schema, &schema, &json), Ok(()));
+    }
+    // The checker has teeth.
+    let mut json = serde_json::to_value(report()).unwrap();
+    json["nodes"][0]["state"] = "asleep".into();
+    assert!(fits(&schema, &schema, &json).is_err());
+    let mut json = serde_json::to_value(report()).unwrap();
+    json["devices"][0]["sectors"] = "8".into();
+    assert!(fits(&schema, &schema, &json).is_err());
 }
 
 #[test]
 fn long_devices_are_cut_short() {
     let extents = "alpha 0 1 ".repeat(30);
     let line = format!("0 30 dst 30 {extents}");
-    let text = Report::of(&[device("long", "DST-long", &[&line])], vec![]).text(false);
+    let text = Report::of(&[device("long", "DST-long", &[&line])], vec![], |_| None).text(false);
     assert!(text.contains("... 6 more; --all shows them"), "{text}");
 }
 
@@ -175,7 +278,7 @@ fn long_devices_are_cut_short() {
 fn a_node_without_old_links_has_no_table_of_them() {
     let mut node = node();
     node.unfenced.clear();
-    let text = Report::of(&[], vec![node]).text(false);
+    let text = Report::of(&[], vec![node], |_| None).text(false);
     assert!(
         text.contains("POLICY") && !text.contains("UNFENCED"),
         "{text}"
@@ -186,7 +289,7 @@ fn a_node_without_old_links_has_no_table_of_them() {
 fn an_old_link_that_waits_for_the_operator_says_so() {
     let mut node = node();
     node.conduct.quiesce = None;
-    let text = Report::of(&[], vec![node]).text(false);
+    let text = Report::of(&[], vec![node], |_| None).text(false);
     assert!(text.contains("4                never\n"), "{text}");
 }
 
@@ -237,4 +340,29 @@ fn tables_made_by_hand_are_shown_and_those_of_others_not_asked_for_by_the_daemon
         lines(&devices),
         of([("hand", 1), ("others", 0), ("ours", 1)])
     );
+}
+
+#[test]
+fn a_device_of_ours_is_shown_also_under_the_name_of_one_that_did_not_answer() {
+    let kernel = Arc::new(crate::kernel::sim::SimKernel::default());
+    let device = "dev".parse().unwrap();
+    let access = Access::ReadWrite;
+    kernel
+        .create(&device, &DmUuid::of(&device), access)
+        .unwrap();
+    let silent = vec!["dev".to_owned()];
+    let report = Looker { kernel, silent }.look().unwrap();
+    assert_eq!(report.devices.len(), 1);
+}
+
+#[test]
+fn names_of_others_do_not_steer_the_terminal() {
+    let line = "0 8 dst 1 alpha 0 8";
+    let devices = [device("a\x1b[2J\nb", "", &[line])];
+    let text = Report::of(&devices, vec![], |_| None).text(false);
+    assert!(
+        !text.contains('\x1b') && text.contains("\na?[2J?b  4KiB"),
+        "{text}"
+    );
+    assert!(text.contains("\n\na?[2J?b\n  START"), "{text}");
 }

@@ -1,7 +1,7 @@
 //! A limit for the wait for udev, which has none in libdevmapper's protocol.
 //!
 //! Owns the rescue: semaphores that this process has waited on for longer than the limit are removed,
-//! and the wait returns with an error. Called by `Dm` around resume and remove, of several devices at
+//! and the wait returns with an error. Called by `Dm` around resume, rename and remove, of several devices at
 //! once: one that hangs must not hold up the others, nor its rescue cut theirs short. One of the
 //! modules with unsafe code (System V semaphores); never touches another process's.
 

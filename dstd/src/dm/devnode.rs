@@ -1,6 +1,6 @@
 //! `/dev/mapper/NAME` where no udev makes it.
 //!
-//! Owns that one symbolic link. Called by `Dm` after resume and remove. Never touches a
+//! Owns that one symbolic link. Called by `Dm` after resume, rename and remove. Never touches a
 //! device node or a link that points elsewhere; does nothing where udev runs.
 
 use std::fs;

@@ -199,7 +199,7 @@ impl Dm {
         let log = kmsg::Log::from_now();
         let resumed = self.with_udev(
             &what,
-            || self.dm.device_suspend(&id, DmOptions::default()),
+            || self.dm.device_suspend(&id, resuming()),
             || self.is_resumed(&id),
         );
         resumed.map_err(|error| {
@@ -251,6 +251,29 @@ impl Dm {
         Ok(())
     }
 
+    /// Gives a device another name; `/dev/mapper/TO` is there afterwards.
+    pub fn rename(&self, device: &DeviceName, to: &DeviceName) -> Result<(), KernelError> {
+        let what = format!("rename {device} to {to}");
+        let (old, id) = (name(device)?, DevId::Name(name(to)?));
+        let renamed = self.with_udev(
+            &what,
+            || self.dm.device_rename(old, &id),
+            || self.dm.device_info(&id).is_ok(),
+        );
+        renamed.map_err(|error| match errno(&error) {
+            Some(Errno::EBUSY) => {
+                let reason = format!("a device {to} is there already");
+                KernelError::new(what.clone(), Some(Errno::EBUSY), reason)
+            }
+            _ => explain(&what, &error),
+        })?;
+        devnode::forget(device);
+        let info = self.dm.device_info(&id).map_err(|e| explain(&what, &e))?;
+        devnode::ensure(to, number(&info).minor).map_err(|e| {
+            KernelError::new(what, e.raw_os_error().map(Errno::from_raw), e.to_string())
+        })
+    }
+
     /// Runs an operation whose end udev announces. The wait for that has a limit, and its
     /// failure is no failure of an operation that is `done`: taking that back would do harm.
     fn with_udev<T>(
@@ -284,6 +307,12 @@ fn options(access: Access) -> DmOptions {
         Access::ReadWrite => DmFlags::empty(),
     };
     DmOptions::default().set_flags(flags)
+}
+
+/// A resume with a new table suspends by itself what isn't suspended (any more: others act, too). Never with a flush, which
+/// would wait for nodes.
+fn resuming() -> DmOptions {
+    DmOptions::default().set_flags(DmFlags::DM_NOFLUSH)
 }
 
 fn number(info: &DeviceInfo) -> DeviceNumber {

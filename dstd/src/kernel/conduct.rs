@@ -1,6 +1,7 @@
 //! How a node treats a loss: the settings that NODE_SET takes, and their defaults in the kernel.
 //! Shared by real and simulated kernels, the planner and status. Plain data: no effects.
 
+use schemars::JsonSchema;
 use serde::{Serialize, Serializer};
 
 use crate::units::Millis;
@@ -16,7 +17,7 @@ pub enum Policy {
 }
 
 /// What a server that doesn't say who it is counts as, after a loss.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum UnknownRestart {
     /// The one it was.
@@ -26,17 +27,30 @@ pub enum UnknownRestart {
     Eio,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct Conduct {
+    #[schemars(with = "PolicyJson")]
     pub policy: Policy,
     /// `None`: never.
     #[serde(rename = "quiesce_ms")]
+    #[schemars(with = "Option<u32>")]
     pub quiesce: Option<Millis>,
     pub eof_fences: bool,
     pub unknown_restart: UnknownRestart,
     /// `None`: never.
     #[serde(rename = "timeout_ms")]
+    #[schemars(with = "Option<u32>")]
     pub timeout: Option<Millis>,
+}
+
+/// What `Policy` looks like in JSON, for its schema.
+#[allow(dead_code)]
+#[derive(JsonSchema)]
+#[schemars(rename = "Policy", rename_all = "snake_case")]
+enum PolicyJson {
+    Queue,
+    QueueForMs(u32),
+    Error,
 }
 
 /// A node's in the kernel before anybody has set them; the reasons are in docs/failures.md.

@@ -3,6 +3,7 @@
 //! The traits never decide anything: each method is one effect, and each refusal says why.
 
 mod conduct;
+mod io;
 mod local;
 pub mod real;
 #[cfg(test)]
@@ -15,6 +16,7 @@ use std::path::Path;
 use tokio::sync::mpsc;
 
 pub use conduct::{Conduct, Policy, UnknownRestart, time_or_never};
+pub use io::{DeviceIo, device_io};
 pub use local::local_device;
 pub use types::*;
 
@@ -48,6 +50,8 @@ pub trait Kernel: Send + Sync {
     /// Swaps the inactive table in, if there is one, and lets I/O go on.
     fn resume(&self, device: &DeviceName) -> Result<(), KernelError>;
     fn remove(&self, device: &DeviceName) -> Result<(), KernelError>;
+    /// Gives a device another name, under I/O too. Its UUID stays.
+    fn rename(&self, device: &DeviceName, to: &DeviceName) -> Result<(), KernelError>;
 
     /// Hands sockets to the kernel; they are closed here also on failure. Answers with the node as it is then.
     fn links_set(&self, links: LinksSet) -> Result<ObservedNode, KernelError>;

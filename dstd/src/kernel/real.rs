@@ -97,6 +97,10 @@ impl Kernel for RealKernel {
         self.dm.remove(device)
     }
 
+    fn rename(&self, device: &DeviceName, to: &DeviceName) -> Result<(), KernelError> {
+        self.dm.rename(device, to)
+    }
+
     fn links_set(&self, links: LinksSet) -> Result<ObservedNode, KernelError> {
         netlink::links_set(&links).map_err(said(format!("hand links to node {}", links.node)))
     }

@@ -1,21 +1,24 @@
 //! A simulated kernel and simulated nodes, for tests of everything above the traits.
 //! Models what the real ones promise: nodes exist while a table names them, an open device can't be removed, tables
 //! and links that don't fit are refused. Old links stay unfenced, also when their node goes and comes back, until
-//! someone fences them: there is no quiesce here. It can die before or after any call, as a daemon does.
+//! someone fences them: there is no quiesce here. It can die before or after any call, as a daemon does; its calls can
+//! fail, lie and hang (`faults`), and it notes what must never be (`rules`).
 
+mod faults;
 mod nodes;
+mod rules;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
 use nix::errno::Errno;
 use tokio::sync::mpsc;
 
+pub use faults::{Fault, When};
 pub use nodes::{HANDSHAKE, SimNodes, export};
 
 use super::*;
-use crate::plan::{Difference, compare};
 use crate::table::{DstArgs, Extent};
 use crate::units::{Bytes, DeviceNumber, Generation, Sectors};
 
@@ -68,10 +71,19 @@ pub struct State {
     pub deaf: u32,
     next_minor: u32,
     events: Vec<mpsc::Sender<KernelEvent>>,
+    faults: faults::Faults,
+    /// What happened and must not.
+    pub forbidden: Vec<String>,
+    /// Old links that were fenced on a server's word.
+    pub fenced: Vec<(NodeName, Session, Slot, Generation)>,
 }
 
 #[derive(Debug, Default)]
-pub struct SimKernel(Mutex<State>);
+pub struct SimKernel {
+    state: Mutex<State>,
+    /// Told when calls that hang go on, and when one has.
+    moved: Condvar,
+}
 
 fn refuse<T>(what: &str, errno: Errno, reason: impl Into<String>) -> Result<T, KernelError> {
     Err(KernelError::new(what, Some(errno), reason))
@@ -79,7 +91,7 @@ fn refuse<T>(what: &str, errno: Errno, reason: impl Into<String>) -> Result<T, K
 
 impl SimKernel {
     pub fn state(&self) -> MutexGuard<'_, State> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// A new daemon calls from now on.
@@ -87,6 +99,10 @@ impl SimKernel {
         let mut state = self.state();
         state.death = death;
         state.dead = false;
+    }
+
+    pub fn is_dead(&self) -> bool {
+        self.state().dead
     }
 
     /// Ends links of a node, as a network does.
@@ -130,14 +146,48 @@ impl SimKernel {
         }
     }
 
+    /// A device of somebody else's, which may go again.
+    pub fn stranger(&self, name: &str, is_there: bool) {
+        let mut state = self.state();
+        let others = |d: &SimDevice| !d.uuid.is_ours();
+        if !is_there && state.devices.get(name).is_some_and(others) {
+            state.devices.remove(name);
+        } else if is_there && !state.devices.contains_key(name) {
+            let device = SimDevice {
+                uuid: DmUuid("LVM-of-others".to_owned()),
+                minor: state.next_minor,
+                suspended: false,
+                access: Access::ReadWrite,
+                open_count: 0,
+                live: None,
+                inactive: None,
+            };
+            state.next_minor += 1;
+            state.devices.insert(name.to_owned(), device);
+        }
+    }
+
+    /// One call that only looks.
+    fn look<T>(&self, name: &str, answer: impl FnOnce(&State) -> T) -> Result<T, KernelError> {
+        let (state, fault) = self.suffer(name, self.state());
+        match fault {
+            None | Some(Fault::Hangs) => Ok(answer(&state)),
+            Some(_) => refuse(name, Errno::EIO, "a fault that the test wants"),
+        }
+    }
+
     /// One call that changes something: refuses when dead, dies when it is time.
     fn call<T>(
         &self,
         name: String,
         effect: impl FnOnce(&mut State) -> Result<T, KernelError>,
     ) -> Result<T, KernelError> {
-        let mut state = self.state();
         let dead = |what: &str| refuse(what, Errno::EINTR, "the daemon is dead");
+        let fault = |what: &str| refuse(what, Errno::EIO, "a fault that the test wants");
+        let (mut state, wrong) = self.suffer(&name, self.state());
+        if let Some(Fault::Fails | Fault::HangsAndFails) = wrong {
+            return fault(&name);
+        }
         if state.dead {
             return dead(&name);
         }
@@ -160,7 +210,10 @@ impl SimKernel {
             state.dead = true;
             return dead(&name);
         }
-        result
+        match wrong {
+            Some(Fault::Lies) => fault(&name),
+            _ => result,
+        }
     }
 
     fn on_node<T>(
@@ -184,6 +237,12 @@ impl SimKernel {
     ) -> Result<(), KernelError> {
         let name = format!("{verb} {device}");
         self.call(name.clone(), |state| {
+            state.may_touch(verb, device.as_str());
+            match verb {
+                "suspend" => state.may_suspend(device.as_str()),
+                "resume" => state.may_resume(device.as_str()),
+                _ => {}
+            }
             match state.devices.get_mut(device.as_str()) {
                 Some(device) => effect(device),
                 None => refuse(&name, Errno::ENXIO, "no such device"),
@@ -235,6 +294,29 @@ impl State {
             .retain(|sender| sender.try_send(event.clone()).is_ok());
     }
 
+    pub fn observed(&self) -> Vec<ObservedDevice> {
+        let devices = self.devices.iter().map(|(name, d)| ObservedDevice {
+            name: name.clone(),
+            uuid: d.uuid.clone(),
+            number: DeviceNumber {
+                major: 254,
+                minor: d.minor,
+            },
+            suspended: d.suspended,
+            access: d.access,
+            open_count: d.open_count,
+            lines: match &d.live {
+                Some(table) if d.uuid.is_ours() => table.lines.clone(),
+                _ => Vec::new(),
+            },
+            inactive: match &d.inactive {
+                Some(table) if d.uuid.is_ours() => Some(table.lines.clone()),
+                _ => None,
+            },
+        });
+        devices.collect()
+    }
+
     fn tables(&self) -> Vec<&Table> {
         let devices = self.devices.values();
         devices
@@ -244,28 +326,37 @@ impl State {
 
     /// Nodes come and go with the tables that name them.
     fn follow_tables(&mut self) {
-        let extents = extents(&self.tables());
-        let named: BTreeSet<_> = extents.iter().map(|(e, ..)| e.node.clone()).collect();
-        let (kept, gone) = std::mem::take(&mut self.nodes)
-            .into_iter()
-            .partition::<BTreeMap<_, _>, _>(|(name, _)| named.contains(name));
-        self.nodes = kept;
-        for (name, node) in gone {
-            if !node.unfenced.is_empty() {
-                self.graves.insert(name, (node.generation, node.unfenced));
-            }
+        let mut extents_of: BTreeMap<NodeName, Vec<_>> = BTreeMap::new();
+        for (extent, write, block) in extents(&self.tables()) {
+            let node = extent.node.clone();
+            extents_of
+                .entry(node)
+                .or_default()
+                .push((extent, write, block));
         }
-        for name in named {
+        let graves = &mut self.graves;
+        self.nodes.retain(|name, node| {
+            let stays = extents_of.contains_key(name);
+            if !stays && !node.unfenced.is_empty() {
+                let unfenced = std::mem::take(&mut node.unfenced);
+                graves.insert(name.clone(), (node.generation, unfenced));
+            }
+            stays
+        });
+        for (name, mine) in extents_of {
             let graves = &mut self.graves;
             let node = self
                 .nodes
                 .entry(name.clone())
                 .or_insert_with(|| new_node(&name, graves.remove(&name)));
-            let mine = || extents.iter().filter(|(e, ..)| e.node == name);
-            let ends = mine().filter_map(|(e, ..)| e.end()?.bytes());
+            let ends = mine.iter().filter_map(|(e, ..)| e.end()?.bytes());
             node.need_size = ends.max().unwrap_or_default();
-            node.need_write = mine().any(|(_, write, _)| *write);
-            node.need_block = mine().map(|(.., block)| *block).min().unwrap_or_default();
+            node.need_write = mine.iter().any(|(_, write, _)| *write);
+            node.need_block = mine
+                .iter()
+                .map(|(.., block)| *block)
+                .min()
+                .unwrap_or_default();
         }
     }
 
@@ -347,6 +438,7 @@ impl State {
             }
             return refuse(&what, Errno::EMEDIUMTYPE, reason);
         }
+        self.forbidden.extend(rules::needless(node, &set));
         let was_newest = std::mem::replace(&mut node.generation, newest);
         node.session = Some(set.session);
         let was = node.negotiated.as_ref().and_then(|n| n.incarnation);
@@ -444,27 +536,7 @@ fn fence(node: &mut ObservedNode, what: Fenced) -> Result<ObservedNode, KernelEr
 
 impl Kernel for SimKernel {
     fn devices(&self) -> Result<Vec<ObservedDevice>, KernelError> {
-        let state = self.state();
-        let devices = state.devices.iter().map(|(name, d)| ObservedDevice {
-            name: name.clone(),
-            uuid: d.uuid.clone(),
-            number: DeviceNumber {
-                major: 254,
-                minor: d.minor,
-            },
-            suspended: d.suspended,
-            access: d.access,
-            open_count: d.open_count,
-            lines: match &d.live {
-                Some(table) if d.uuid.is_ours() => table.lines.clone(),
-                _ => Vec::new(),
-            },
-            inactive: match &d.inactive {
-                Some(table) if d.uuid.is_ours() => Some(table.lines.clone()),
-                _ => None,
-            },
-        });
-        Ok(devices.collect())
+        self.look("list the devices", State::observed)
     }
 
     fn dst_table(&self, device: &str) -> Result<Vec<Line>, KernelError> {
@@ -476,15 +548,17 @@ impl Kernel for SimKernel {
     }
 
     fn nodes(&self) -> Result<Vec<ObservedNode>, KernelError> {
-        Ok(self.state().nodes.values().cloned().collect())
+        self.look("list the nodes", |state| {
+            state.nodes.values().cloned().collect()
+        })
     }
 
     fn node(&self, node: &NodeName) -> Result<Option<ObservedNode>, KernelError> {
-        Ok(self.state().nodes.get(node).cloned())
+        self.look("look at a node", |state| state.nodes.get(node).cloned())
     }
 
     fn local_device(&self, path: &Path) -> Result<LocalDevice, KernelError> {
-        let found = self.state().locals.get(path).copied();
+        let found = self.look("look at a disk", |state| state.locals.get(path).copied())?;
         found.ok_or_else(|| {
             let what = format!("look at {}", path.display());
             KernelError::new(what, Some(Errno::ENOENT), "No such file or directory")
@@ -499,8 +573,11 @@ impl Kernel for SimKernel {
     ) -> Result<(), KernelError> {
         let name = format!("create {device}");
         self.call(name.clone(), |state| {
-            if state.devices.contains_key(device.as_str()) {
-                return refuse(&name, Errno::EBUSY, "name in use");
+            let same = |(name, d): (&String, &SimDevice)| {
+                name == device.as_str() || (d.uuid == *uuid && !uuid.0.is_empty())
+            };
+            if state.devices.iter().any(same) {
+                return refuse(&name, Errno::EBUSY, "name or UUID in use");
             }
             let minor = state.next_minor;
             state.next_minor += 1;
@@ -521,6 +598,7 @@ impl Kernel for SimKernel {
     fn load(&self, device: &DeviceName, lines: &[Line], access: Access) -> Result<(), KernelError> {
         let name = format!("load {device}");
         self.call(name.clone(), |state| {
+            state.may_touch("load", device.as_str());
             if let Err(reason) = state.construct(lines, access) {
                 return refuse(&name, Errno::EINVAL, reason);
             }
@@ -556,26 +634,24 @@ impl Kernel for SimKernel {
     }
 
     fn resume(&self, device: &DeviceName) -> Result<(), KernelError> {
-        let mut change = None;
-        let result = self.on_device("resume", device, |d| {
+        self.on_device("resume", device, |d| {
             if let Some(table) = d.inactive.take() {
-                let old = d.live.as_ref().map(|t| compare(&t.lines, &table.lines));
-                if let Some(Difference::Shrink | Difference::OtherData { .. }) = old {
-                    change = Some(format!("{device}: {old:?}"));
-                }
                 d.access = table.access;
                 d.live = Some(table);
             }
+            if d.live.is_none() {
+                return refuse("resume", Errno::EINVAL, "it has no table");
+            }
             d.suspended = false;
             Ok(())
-        });
-        self.state().data_changes.extend(change);
-        result
+        })
     }
 
     fn remove(&self, device: &DeviceName) -> Result<(), KernelError> {
         let name = format!("remove {device}");
         self.call(name.clone(), |state| {
+            state.may_touch("remove", device.as_str());
+            state.may_remove(device.as_str());
             match state.devices.get(device.as_str()) {
                 None => refuse(&name, Errno::ENXIO, "no such device"),
                 Some(d) if d.open_count > 0 => refuse(&name, Errno::EBUSY, "in use"),
@@ -584,6 +660,21 @@ impl Kernel for SimKernel {
                     Ok(())
                 }
             }
+        })
+    }
+
+    fn rename(&self, device: &DeviceName, to: &DeviceName) -> Result<(), KernelError> {
+        let name = format!("rename {device} {to}");
+        self.call(name.clone(), |state| {
+            state.may_touch("rename", device.as_str());
+            if state.devices.contains_key(to.as_str()) {
+                return refuse(&name, Errno::EBUSY, "name in use");
+            }
+            let Some(found) = state.devices.remove(device.as_str()) else {
+                return refuse(&name, Errno::ENXIO, "no such device");
+            };
+            state.devices.insert(to.to_string(), found);
+            Ok(())
         })
     }
 
@@ -623,6 +714,15 @@ impl Kernel for SimKernel {
     fn fenced(&self, node: &NodeName, what: Fenced) -> Result<ObservedNode, KernelError> {
         let deaf = {
             let mut state = self.state();
+            if let Fenced::Link {
+                session,
+                slot,
+                generation,
+            } = what
+            {
+                let link = (node.clone(), session, slot, generation);
+                state.fenced.push(link);
+            }
             let deaf = state.deaf > 0;
             state.deaf = state.deaf.saturating_sub(1);
             deaf

@@ -4,6 +4,7 @@
 use std::os::fd::OwnedFd;
 
 use nix::errno::Errno;
+use schemars::JsonSchema;
 use serde::Serialize;
 use thiserror::Error;
 
@@ -14,7 +15,7 @@ use crate::units::{
 };
 
 /// NBD transmission flags, as the server sent them.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, JsonSchema)]
 #[serde(transparent)]
 pub struct NbdFlags(pub u16);
 
@@ -45,7 +46,7 @@ impl NbdFlags {
 }
 
 /// What the handshake with a node agreed on.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct Negotiated {
     pub size: Bytes,
     pub flags: NbdFlags,
@@ -57,9 +58,11 @@ pub struct Negotiated {
     pub description: Option<String>,
     /// What the export is, wherever it is served; only our own node server tells.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<String>")]
     pub identity: Option<Id>,
     /// Another one when writes that weren't flushed can have been lost; only our own node server tells.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<String>")]
     pub incarnation: Option<Id>,
 }
 
@@ -159,12 +162,21 @@ impl DmUuid {
         Self(format!("{}{device}", Self::PREFIX))
     }
 
+    /// The same where a device that was renamed still has that one: `DST-name.2`, and so on.
+    pub fn free<'a>(device: &DeviceName, taken: impl Iterator<Item = &'a Self> + Clone) -> Self {
+        let first = Self::of(device);
+        let is_free = |uuid: &Self| !taken.clone().any(|other| other == uuid);
+        let others = (2_u32..).map(|n| Self(format!("{}.{n}", first.0)));
+        let mut all = std::iter::once(first.clone()).chain(others);
+        all.find(is_free).unwrap_or(first)
+    }
+
     pub fn is_ours(&self) -> bool {
         self.0.starts_with(Self::PREFIX)
     }
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Access {
     ReadWrite,
@@ -201,7 +213,7 @@ pub struct LocalDevice {
     pub access: Access,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum NodeState {
     Waiting,
@@ -212,7 +224,7 @@ pub enum NodeState {
     Mismatch,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum LinkState {
     Live,
@@ -221,7 +233,7 @@ pub enum LinkState {
     Gone,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct ObservedLink {
     pub slot: Slot,
     pub generation: Generation,
@@ -232,7 +244,7 @@ pub struct ObservedLink {
 }
 
 /// A lost link whose server may still apply what it carried.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct OldLink {
     pub slot: Slot,
     pub generation: Generation,
@@ -242,11 +254,12 @@ pub struct OldLink {
     pub merged: u32,
     /// Until `quiesce` takes it as fenced; `None`: it isn't counted yet, or never is.
     #[serde(rename = "quiet_in_ms")]
+    #[schemars(with = "Option<u32>")]
     pub quiet_in: Option<Millis>,
 }
 
 /// Everything NODE_GET tells. `negotiated` is there after the first LINKS_SET.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct ObservedNode {
     pub name: NodeName,
     pub state: NodeState,

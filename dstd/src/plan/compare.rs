@@ -102,15 +102,19 @@ fn runs_of(line: &Line) -> Vec<Run> {
         });
         return runs.collect();
     }
-    if line.target == "linear"
-        && let Some((disk, offset)) = line.args.split_once(' ')
-        && let Ok(offset) = offset.parse()
-    {
+    if let Some((disk, offset)) = linear(line) {
         let disk = disk.to_owned();
         return whole(Place::Disk { disk, offset });
     }
     let text = format!("{} {}", line.target, line.args);
     whole(Place::Other { text, offset: 0 })
+}
+
+/// The disk that a line shows, and from where on.
+pub fn linear(line: &Line) -> Option<(&str, u64)> {
+    let (disk, offset) = line.args.split_once(' ')?;
+    let offset = offset.parse().ok()?;
+    (line.target == "linear").then_some((disk, offset))
 }
 
 #[cfg(test)]

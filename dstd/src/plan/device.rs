@@ -3,6 +3,7 @@
 
 use std::collections::BTreeSet;
 
+use super::share::{Shared, Writers, shares};
 use super::{Action, Allowed, Desired, Difference, Observed, Plan, Step, Undecided, compare};
 use crate::kernel::{Access, DmUuid, ObservedDevice};
 use crate::table::{DstArgs, Extent, Line, Table};
@@ -35,6 +36,14 @@ fn subject(device: &DeviceName) -> String {
     format!("device {device}")
 }
 
+/// What a device is planned from.
+struct Look<'a> {
+    desired: &'a Desired,
+    observed: &'a Observed,
+    allowed: &'a Allowed,
+    writers: Writers<'a>,
+}
+
 pub fn plan_devices(
     desired: &Desired,
     observed: &Observed,
@@ -42,14 +51,24 @@ pub fn plan_devices(
     plan: &mut Plan,
 ) -> DevicePlans {
     let mut plans = DevicePlans::default();
+    let look = Look {
+        desired,
+        observed,
+        allowed,
+        writers: Writers::of(&observed.devices),
+    };
     for (name, table) in &desired.devices {
         let device = observed.device(name);
         match table {
-            Ok(table) => plan_device(name, table, device, allowed, plan, &mut plans),
+            Ok(table) => plan_device(name, table, &look, plan, &mut plans),
             Err(Undecided::Waits { reason, .. }) => {
                 plan.notes.push(format!("device {name} waits: {reason}"));
+                stay(name, device, &mut plans);
             }
-            Err(Undecided::Refused(reason)) => plan.refuse(subject(name), reason, None),
+            Err(Undecided::Refused(reason)) => {
+                plan.refuse(subject(name), reason, None);
+                stay(name, device, &mut plans);
+            }
         }
     }
     for device in &observed.devices {
@@ -58,6 +77,95 @@ pub fn plan_devices(
         }
     }
     plans
+}
+
+/// Whether its table has to wait for another device, or is refused because of one: two that write the same range would
+/// undo each other's writes, and no filesystem stands that.
+fn held_back(name: &DeviceName, table: &Table, look: &Look<'_>, plan: &mut Plan) -> bool {
+    let Some(shared) = look.writers.beside(name, table) else {
+        return false;
+    };
+    let other = &shared.other.name;
+    if let Some(until) = gives_up(&shared, table, look, &mut vec![name.as_str()]) {
+        plan.notes
+            .push(format!("device {name} waits until {until} {shared}"));
+        return true;
+    }
+    let known = other
+        .parse::<DeviceName>()
+        .is_ok_and(|o| look.desired.devices.contains_key(&o));
+    let (reason, flag) = if known {
+        (
+            format!(
+                "device {other} still writes {shared}: what the topology says of that one must be done first"
+            ),
+            None,
+        )
+    } else {
+        forgotten(name, table, &shared)
+    };
+    plan.refuse(subject(name), reason, flag);
+    true
+}
+
+/// What to do about a device of no topology that writes the same: it may be the same one by its old name.
+fn forgotten(name: &DeviceName, table: &Table, shared: &Shared<'_>) -> (String, Option<String>) {
+    let other = shared.other;
+    let unused = other.open_count == 0;
+    let same = matches!(
+        compare(&other.lines, &table.lines),
+        Difference::Form | Difference::Grow
+    );
+    let remove = match unused {
+        true => format!("`dstd remove {}` first", other.name),
+        false => format!(
+            "`dstd remove {}` first, when nobody has it open",
+            other.name
+        ),
+    };
+    let rename = match same {
+        true => format!("`dstd rename {} {name}` if it is the same, ", other.name),
+        false => String::new(),
+    };
+    (
+        format!(
+            "device {}, which is in no topology, writes {shared}, too: {rename}{remove}, or say `read_only: true` here",
+            other.name
+        ),
+        unused.then(|| "--prune".to_owned()),
+    )
+}
+
+/// What `table` has to wait for, if this plan and those after it end with the other device not writing any of what it writes.
+/// `waiting` are those that wait for it: none may wait for itself.
+fn gives_up<'a>(
+    shared: &Shared<'a>,
+    table: &Table,
+    look: &Look<'a>,
+    waiting: &mut Vec<&'a str>,
+) -> Option<String> {
+    let other = shared.other;
+    let name = other.name.parse::<DeviceName>().ok()?;
+    if !shared.live {
+        return Some(format!(
+            "device {name} has lost the table beside its live one, which writes"
+        ));
+    }
+    let given_up = Some(format!("device {name} has given up"));
+    let then = match look.desired.devices.get(&name) {
+        None => return given_up.filter(|_| look.allowed.prune && other.open_count == 0),
+        Some(Err(_)) => return None,
+        Some(Ok(then)) => then,
+    };
+    if shares(then, table) || verdict(&name, other, then, look.allowed).is_err() {
+        return None;
+    }
+    let Some(next) = look.writers.beside(&name, then) else {
+        return given_up;
+    };
+    waiting.push(&other.name);
+    let circle = waiting.contains(&next.other.name.as_str());
+    given_up.filter(|_| !circle && gives_up(&next, then, look, waiting).is_some())
 }
 
 /// A device of ours that no topology names: kept, unless it may be pruned.
@@ -73,6 +181,9 @@ fn plan_stranger(
     };
     if desired.devices.contains_key(&name) {
         return;
+    }
+    if !allowed.prune || device.open_count > 0 {
+        stay(&name, Some(device), plans);
     }
     match (allowed.prune, device.open_count) {
         (false, _) => plan.notes.push(format!(
@@ -93,30 +204,12 @@ fn plan_stranger(
 fn plan_device(
     name: &DeviceName,
     table: &Table,
-    device: Option<&ObservedDevice>,
-    allowed: &Allowed,
+    look: &Look<'_>,
     plan: &mut Plan,
     plans: &mut DevicePlans,
 ) {
-    let Some(device) = device else {
-        let create = Action::Create {
-            device: name.clone(),
-            uuid: DmUuid::of(name),
-            access: table.access,
-        };
-        plans
-            .tables
-            .push(step(create, "the topology has it, the kernel doesn't"));
-        load(name, table, "the new device has no table yet", plans);
-        plans.switch(
-            Action::Resume {
-                device: name.clone(),
-            },
-            "the table is complete",
-        );
-        return;
-    };
-    if !device.uuid.is_ours() {
+    let device = look.observed.device(name);
+    if let Some(device) = device.filter(|device| !device.uuid.is_ours()) {
         let uuid = match device.uuid.0.as_str() {
             "" => "no UUID".to_owned(),
             uuid => format!("UUID {uuid}"),
@@ -128,41 +221,90 @@ fn plan_device(
         );
         return;
     }
-    if device.lines == table.lines && device.access == table.access {
-        settle(name, device, plans);
-    } else if device.lines.is_empty() {
-        first_table(name, device, table, plans);
-    } else if let Some(why) = permitted(name, device, table, allowed, plan) {
-        change(name, device, table, &why, plans);
-    } else {
-        settle(name, device, plans);
+    let mut why = "";
+    if let Some(device) = device.filter(|device| !device.lines.is_empty()) {
+        if device.lines == table.lines && device.access == table.access {
+            return settle(name, device, plans);
+        }
+        match permitted(name, device, table, look.allowed, plan) {
+            Some(reason) => why = reason,
+            None => return settle(name, device, plans),
+        }
+    }
+    // Last: nothing else is done for a change that is refused.
+    if held_back(name, table, look, plan) {
+        return stay(name, device, plans);
+    }
+    match device {
+        None => create(name, table, look.observed, plans),
+        Some(device) if device.lines.is_empty() => first_table(name, device, table, plans),
+        Some(device) => change(name, device, table, why, plans),
     }
 }
 
-fn load(name: &DeviceName, table: &Table, why: &str, plans: &mut DevicePlans) {
+fn create(name: &DeviceName, table: &Table, observed: &Observed, plans: &mut DevicePlans) {
+    let planned = plans.tables.iter().filter_map(|step| match &step.action {
+        Action::Create { uuid, .. } => Some(uuid),
+        _ => None,
+    });
+    let there = observed.devices.iter().map(|d| &d.uuid);
+    let create = Action::Create {
+        device: name.clone(),
+        uuid: DmUuid::free(name, there.chain(planned)),
+        access: table.access,
+    };
+    plans
+        .tables
+        .push(step(create, "the topology has it, the kernel doesn't"));
+    load(name, &[], table, "the new device has no table yet", plans);
+    plans.switch(
+        Action::Resume {
+            device: name.clone(),
+        },
+        "the table is complete",
+    );
+}
+
+fn load(name: &DeviceName, live: &[Line], table: &Table, why: &str, plans: &mut DevicePlans) {
     plans.extents.extend(extents_of(&table.lines));
     let load = Action::Load {
         device: name.clone(),
+        live: live.to_vec(),
         lines: table.lines.clone(),
         access: table.access,
     };
     plans.tables.push(step(load, why));
 }
 
+/// A device of dstd's that isn't changed goes on, also where one that died in the midst of a switch left it suspended.
+fn stay(name: &DeviceName, device: Option<&ObservedDevice>, plans: &mut DevicePlans) {
+    if let Some(device) = device.filter(|device| device.uuid.is_ours()) {
+        settle(name, device, plans);
+    }
+}
+
 /// The live table stays: nothing may lie beside it, and I/O must go on.
 fn settle(name: &DeviceName, device: &ObservedDevice, plans: &mut DevicePlans) {
+    plans.switches.extend(go_on(name, device));
+}
+
+/// What it takes for a device to have I/O by its live table, and no other beside it.
+pub fn go_on(name: &DeviceName, device: &ObservedDevice) -> Vec<Step> {
+    let mut steps = Vec::new();
     if device.inactive.is_some() {
         let clear = Action::Clear {
             device: name.clone(),
         };
-        plans.switch(clear, "a table that isn't wanted lies in its inactive slot");
+        let why = "a table that isn't wanted lies in its inactive slot";
+        steps.push(step(clear, why));
     }
     if device.suspended && !device.lines.is_empty() {
         let resume = Action::Resume {
             device: name.clone(),
         };
-        plans.switch(resume, "it is suspended");
+        steps.push(step(resume, "it is suspended"));
     }
+    steps
 }
 
 /// A device that was created and never got a table.
@@ -208,7 +350,7 @@ fn load_unless_there(
     if there {
         plans.extents.extend(extents_of(&table.lines));
     } else {
-        load(name, table, why, plans);
+        load(name, &device.lines, table, why, plans);
     }
 }
 
@@ -219,44 +361,51 @@ fn permitted(
     table: &Table,
     allowed: &Allowed,
     plan: &mut Plan,
-) -> Option<String> {
+) -> Option<&'static str> {
+    match verdict(name, device, table, allowed) {
+        Ok(why) => Some(why),
+        Err((reason, flag)) => {
+            plan.refuse(subject(name), reason, flag);
+            None
+        }
+    }
+}
+
+/// Why the change is made; or why it isn't, and what would allow it.
+fn verdict(
+    name: &DeviceName,
+    device: &ObservedDevice,
+    table: &Table,
+    allowed: &Allowed,
+) -> Result<&'static str, (String, Option<String>)> {
     if let Some(reason) = never(device, table) {
-        plan.refuse(subject(name), reason, None);
-        return None;
+        return Err((reason.to_owned(), None));
     }
     match compare(&device.lines, &table.lines) {
         Difference::Form if device.access != table.access => {
-            Some("its access changes, its data stays".to_owned())
+            Ok("its access changes, its data stays")
         }
-        Difference::Form => Some("its features change, its data stays".to_owned()),
-        Difference::Grow => Some("it grows, what it has stays where it is".to_owned()),
-        Difference::Shrink if allowed.shrink.contains(name) => {
-            Some("--allow-shrink was given".to_owned())
-        }
+        Difference::Form => Ok("its features change, its data stays"),
+        Difference::Grow => Ok("it grows, what it has stays where it is"),
+        Difference::Shrink if allowed.shrink.contains(name) => Ok("--allow-shrink was given"),
         Difference::Shrink => {
             let (old, new) = (size(&device.lines), table.size());
-            plan.refuse(
-                subject(name),
+            Err((
                 format!("it would shrink from {old} to {new} sectors and lose what lies beyond"),
                 Some(format!("--allow-shrink {name}")),
-            );
-            None
+            ))
         }
         Difference::OtherData { .. } if allowed.other_data.contains(name) => {
-            Some("--allow-other-data was given".to_owned())
+            Ok("--allow-other-data was given")
         }
-        Difference::OtherData { sector } => {
-            plan.refuse(
-                subject(name),
-                format!(
-                    "sector {sector} and what follows would show other data. Now: {}. Then: {}",
-                    line_at(&device.lines, sector),
-                    line_at(&table.lines, sector)
-                ),
-                Some(format!("--allow-other-data {name}")),
-            );
-            None
-        }
+        Difference::OtherData { sector } => Err((
+            format!(
+                "sector {sector} and what follows would show other data. Now: {}. Then: {}",
+                line_at(&device.lines, sector),
+                line_at(&table.lines, sector)
+            ),
+            Some(format!("--allow-other-data {name}")),
+        )),
     }
 }
 

@@ -6,13 +6,17 @@ mod compare;
 mod desired;
 mod device;
 mod node;
+mod share;
 mod show;
 
 use std::collections::{BTreeMap, BTreeSet};
 
 pub use compare::{Difference, compare};
 pub use desired::{Desired, DesiredNode, Undecided, desire};
+pub use device::{extents_of, nodes_in};
 pub use node::{leads_elsewhere, missing_slots, other_address, other_identity};
+
+pub use share::second_writers;
 
 use crate::kernel::{Access, Conduct, DmUuid, Negotiated, ObservedDevice, ObservedNode};
 use crate::table::{Line, NodeFacts};
@@ -69,6 +73,8 @@ pub enum Action {
     },
     Load {
         device: DeviceName,
+        /// The live table's lines, which these are to replace: if others are live by then, they don't.
+        live: Vec<Line>,
         lines: Vec<Line>,
         access: Access,
     },
@@ -166,6 +172,15 @@ impl Plan {
         self.steps.is_empty() && self.refusals.is_empty()
     }
 
+    /// Devices whose I/O waits for a moment: it is pushed back, and goes on with the new table.
+    pub fn pauses(&self) -> Vec<&DeviceName> {
+        let suspends = self.steps.iter().filter_map(|step| match &step.action {
+            Action::Suspend { device } => Some(device),
+            _ => None,
+        });
+        suspends.collect()
+    }
+
     /// Settings of nodes that are there: they depend on nothing else, and are what an operator changes when a node is dead.
     pub fn settings(&self, observed: &Observed) -> Vec<Step> {
         let is_there = |step: &&Step| match &step.action {
@@ -173,6 +188,26 @@ impl Plan {
             _ => false,
         };
         self.steps.iter().filter(is_there).cloned().collect()
+    }
+
+    /// What ends pauses that somebody who died has left. A device whose change takes more than that goes on with its live
+    /// table until the change is made: nodes have to be asked for it, and may be dead.
+    pub fn mends(&self, observed: &Observed) -> Vec<Step> {
+        let paused = observed
+            .devices
+            .iter()
+            .filter(|device| device.suspended && !device.lines.is_empty() && device.uuid.is_ours());
+        let mends = paused.filter_map(|device| {
+            let name = device.name.parse().ok()?;
+            let its = |step: &&Step| step.action.device() == Some(&name);
+            let its: Vec<_> = self.steps.iter().filter(its).cloned().collect();
+            let ends = |s: &Step| matches!(s.action, Action::Clear { .. } | Action::Resume { .. });
+            match its.iter().all(ends) {
+                true => Some(its),
+                false => Some(device::go_on(&name, device)),
+            }
+        });
+        mends.flatten().collect()
     }
 
     fn refuse(&mut self, subject: String, reason: impl Into<String>, flag: Option<String>) {

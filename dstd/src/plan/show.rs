@@ -5,7 +5,8 @@ use std::fmt;
 
 use super::{Action, Connect, Plan, Refusal, Step};
 use crate::kernel::Access;
-use crate::units::Slot;
+use crate::table::Line;
+use crate::units::{DeviceName, Slot};
 
 /// Characters of a table line that are shown.
 const LINE_SHOWN: usize = 400;
@@ -26,6 +27,7 @@ impl fmt::Display for Action {
             }
             Self::Load {
                 device,
+                live,
                 lines,
                 access,
             } => {
@@ -35,15 +37,12 @@ impl fmt::Display for Action {
                     ""
                 };
                 write!(f, "~ load a{access} table for device {device}")?;
-                for line in lines {
-                    write!(f, "\n      {}", cut(&line.to_string()))?;
-                }
-                Ok(())
+                show_lines(f, live, lines)
             }
             Self::Clear { device } => write!(f, "~ clear the inactive table of device {device}"),
             Self::Suspend { device } => write!(
                 f,
-                "~ suspend device {device} (its I/O pauses until it is resumed)"
+                "~ suspend device {device} (pauses its I/O until it is resumed)"
             ),
             Self::Resume { device } => write!(f, "~ resume device {device}"),
             Self::Remove { device } => write!(f, "- remove device {device}"),
@@ -54,6 +53,25 @@ impl fmt::Display for Action {
             }
         }
     }
+}
+
+/// A new table whole; one that takes another's place as what goes, what comes, and what stays.
+fn show_lines(f: &mut fmt::Formatter<'_>, live: &[Line], lines: &[Line]) -> fmt::Result {
+    if live.is_empty() {
+        for line in lines {
+            write!(f, "\n      {}", cut(&line.to_string()))?;
+        }
+        return Ok(());
+    }
+    // Lines lie one behind the other, so both are in the order of their sectors.
+    for line in live.iter().filter(|line| !lines.contains(line)) {
+        write!(f, "\n    - {}", cut(&line.to_string()))?;
+    }
+    for line in lines {
+        let sign = if live.contains(line) { ' ' } else { '+' };
+        write!(f, "\n    {sign} {}", cut(&line.to_string()))?;
+    }
+    Ok(())
 }
 
 /// Lines with thousands of extents are cut: `dstd table` shows them whole.
@@ -116,6 +134,7 @@ impl fmt::Display for Plan {
         for note in &self.notes {
             writeln!(f, "  # {note}")?;
         }
+        let paused: Vec<_> = self.pauses().into_iter().map(DeviceName::as_str).collect();
         let count =
             |n: usize, one: &str, many: &str| format!("{n} {}", if n == 1 { one } else { many });
         match (self.steps.len(), self.refusals.len()) {
@@ -129,6 +148,14 @@ impl fmt::Display for Plan {
                     count(refused, "change", "changes")
                 )
             }
+        }?;
+        match paused.as_slice() {
+            [] => Ok(()),
+            devices => writeln!(f, "I/O pauses for a moment on {}.", devices.join(", ")),
         }
     }
 }
+
+#[cfg(test)]
+#[path = "show_tests.rs"]
+mod tests;

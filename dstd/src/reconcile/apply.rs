@@ -1,7 +1,9 @@
 //! One shot: brings the kernel to the topology, or says why not.
-//! Called by `dstd plan` (survey only) and `dstd apply`. Changes nothing but settings of nodes where a node can't be reached or a
-//! change is refused.
+//! Called by `dstd plan` (survey only) and `dstd apply`. Where a node can't be reached or a change is refused it changes nothing
+//! but settings of nodes, and ends pauses of I/O that somebody who died has left.
 
+use std::collections::BTreeSet;
+use std::fmt;
 use std::sync::Arc;
 
 use thiserror::Error;
@@ -9,10 +11,11 @@ use thiserror::Error;
 use super::calls::Calls;
 use super::execute::{Executor, Failure, Mode};
 use super::fence::{addresses, fence_once};
-use super::links::connect;
+use super::interrupt::Interrupt;
+use super::links::{LinkError, connect};
 use super::observe::{Probes, Survey, observe, probe_nodes};
 use crate::kernel::{Connector, Kernel, KernelError};
-use crate::plan::{Action, Allowed, Plan, Step, Undecided, plan};
+use crate::plan::{Action, Allowed, Plan, Step, Undecided, extents_of, nodes_in, plan};
 use crate::topology::Topology;
 
 /// Passes after which a kernel that never shows what was asked for is given up.
@@ -29,10 +32,10 @@ pub struct Applied {
 pub enum ApplyError {
     #[error(transparent)]
     Kernel(#[from] KernelError),
-    #[error("nothing was changed{}:\n{}", but(.settings), .nodes.join("\n"))]
-    Unreachable { nodes: Vec<String>, settings: usize },
-    #[error("nothing was changed{}, because part of it is refused:\n{plan}", but(.settings))]
-    Refused { plan: Plan, settings: usize },
+    #[error("{before}:\n{}", .nodes.join("\n"))]
+    Unreachable { nodes: Vec<String>, before: Before },
+    #[error("{before}, because part of it is refused:\n{plan}")]
+    Refused { plan: Plan, before: Before },
     #[error("{}", failed(.0))]
     Failed(Vec<Failure>),
     #[error(
@@ -41,11 +44,34 @@ pub enum ApplyError {
     NoEnd(Plan),
 }
 
-fn but(settings: &usize) -> String {
-    match settings {
-        0 => String::new(),
-        1 => " but the settings of one node".to_owned(),
-        n => format!(" but the settings of {n} nodes"),
+/// What was done before it stopped.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Before {
+    /// Before any node was asked: settings, whatever came of the rest.
+    settings: usize,
+    /// Devices that somebody who died had left suspended.
+    resumed: usize,
+    /// In earlier passes, where it stopped in a later one; what came before included.
+    steps: usize,
+}
+
+impl fmt::Display for Before {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.steps {
+            0 => f.write_str("nothing was changed")?,
+            1 => return f.write_str("one step was done, and then no more"),
+            n => return write!(f, "{n} steps were done, and then no more"),
+        }
+        match self.settings {
+            0 => {}
+            1 => f.write_str(" but the settings of one node")?,
+            n => write!(f, " but the settings of {n} nodes")?,
+        }
+        match self.resumed {
+            0 => Ok(()),
+            1 => f.write_str(" but that one device, which was left suspended, goes on"),
+            n => write!(f, " but that {n} devices, which were left suspended, go on"),
+        }
     }
 }
 
@@ -54,10 +80,16 @@ fn failed(failures: &[Failure]) -> String {
         .iter()
         .map(|f| format!("{}\n  in the step: {}", f.error, f.step))
         .collect();
-    format!(
-        "{}\nWhat this step had begun was taken back.",
-        lines.join("\n")
-    )
+    let begun = match failures {
+        [
+            Failure {
+                error: LinkError::Interrupted,
+                ..
+            },
+        ] => "What wasn't complete was taken back.",
+        _ => "What this step had begun was taken back.",
+    };
+    format!("{}\n{begun}", lines.join("\n"))
 }
 
 /// What should be and what is, nodes asked.
@@ -67,37 +99,68 @@ pub async fn survey<K: Kernel + 'static, C: Connector>(
     topology: &Topology,
 ) -> Result<(Survey, Probes), KernelError> {
     let observed = observe(kernel).await?;
-    let probes = probe_nodes(connector, topology, &observed).await;
+    let probes = probe_nodes(connector, topology, &observed, &Probes::new()).await;
     let survey = Survey::take(kernel, topology, &probes).await?;
     Ok((survey, probes))
 }
 
-/// Carries out plans until one is empty.
+/// The same after steps: nodes that have gone with a table, and what the kernel knew of them, are asked now.
+async fn survey_again<K: Kernel + 'static, C: Connector>(
+    kernel: &Arc<K>,
+    connector: &Arc<C>,
+    topology: &Topology,
+    probes: &mut Probes,
+) -> Result<Survey, KernelError> {
+    let observed = observe(kernel).await?;
+    let new = probe_nodes(connector, topology, &observed, probes).await;
+    probes.extend(new);
+    Survey::take(kernel, topology, probes).await
+}
+
+/// Before any node is asked: one that is dead doesn't answer, and that is when its settings matter.
+async fn first_of_all<K: Kernel + 'static>(
+    kernel: &Arc<K>,
+    topology: &Topology,
+    allowed: &Allowed,
+) -> Result<(Before, Vec<Step>), KernelError> {
+    let known = Survey::take(kernel, topology, &Probes::new()).await?;
+    let plan = plan(&known.desired, &known.observed, allowed);
+    let settings = plan.settings(&known.observed);
+    let mends = plan.mends(&known.observed);
+    let resumes = |step: &&Step| matches!(step.action, Action::Resume { .. });
+    let before = Before {
+        settings: settings.len(),
+        resumed: mends.iter().filter(resumes).count(),
+        steps: 0,
+    };
+    Ok((before, [settings, mends].concat()))
+}
+
+/// Carries out plans until one is empty, or it is interrupted.
 pub async fn apply<K: Kernel + 'static, C: Connector>(
+    interrupt: &Interrupt,
     kernel: &Arc<K>,
     connector: &Arc<C>,
     topology: &Topology,
     allowed: &Allowed,
     mut progress: impl FnMut(&Step),
 ) -> Result<Applied, ApplyError> {
-    // Before any node is asked: one that is dead doesn't answer, and that is when its settings matter.
-    let known = Survey::take(kernel, topology, &Probes::new()).await?;
-    let settings = plan(&known.desired, &known.observed, allowed).settings(&known.observed);
+    let (mut before, steps) = first_of_all(kernel, topology, allowed).await?;
     let executor = Executor {
         kernel,
         connector,
         topology,
         mode: Mode::Strict,
         calls: &Calls::default(),
+        interrupt,
     };
-    let failures = executor.execute(&settings, &mut progress).await;
+    let failures = executor.execute(&steps, &mut progress).await;
     if !failures.is_empty() {
         return Err(ApplyError::Failed(failures));
     }
-    let settings = settings.len();
-    let (mut survey, probes) = survey(kernel, connector, topology).await?;
+    let (mut survey, mut probes) = survey(kernel, connector, topology).await?;
     let mut applied = Applied {
-        steps: settings,
+        steps: steps.len(),
         ..Applied::default()
     };
     for pass in 0..=PASSES {
@@ -105,13 +168,13 @@ pub async fn apply<K: Kernel + 'static, C: Connector>(
         if !plan.refusals.is_empty() {
             offer_misfits(kernel, connector, topology, &plan).await;
             return Err(match pass {
-                0 => ApplyError::Refused { plan, settings },
+                0 => ApplyError::Refused { plan, before },
                 _ => ApplyError::NoEnd(plan),
             });
         }
         let nodes = unreachable(&plan, &survey);
         if !nodes.is_empty() {
-            return Err(ApplyError::Unreachable { nodes, settings });
+            return Err(ApplyError::Unreachable { nodes, before });
         }
         if plan.steps.is_empty() {
             fence_once(kernel, connector, &addresses(topology)).await?;
@@ -126,7 +189,8 @@ pub async fn apply<K: Kernel + 'static, C: Connector>(
             return Err(ApplyError::Failed(failures));
         }
         applied.steps += plan.steps.len();
-        survey = Survey::take(kernel, topology, &probes).await?;
+        before.steps = applied.steps;
+        survey = survey_again(kernel, connector, topology, &mut probes).await?;
     }
     Ok(applied)
 }
@@ -145,20 +209,32 @@ async fn offer_misfits<K: Kernel + 'static, C: Connector>(
     }
 }
 
-/// What the plan needs of nodes that didn't answer; apply does nothing while there is any.
+/// What the topology needs of nodes that didn't answer; apply does nothing while there is any.
 pub fn unreachable(plan: &Plan, survey: &Survey) -> Vec<String> {
-    let mut texts = Vec::new();
+    let mut nodes = BTreeSet::new();
     for step in &plan.steps {
-        if let Action::Connect(want) = &step.action
-            && let Some(Err(why)) = survey.observed.probes.get(&want.node)
-        {
-            texts.push(format!("node {}: {why}", want.node));
+        if let Action::Connect(want) = &step.action {
+            nodes.insert(want.node.clone());
         }
     }
+    let mut texts = Vec::new();
+    let known = &survey.observed.nodes;
     for (device, table) in &survey.desired.devices {
-        if let Err(Undecided::Waits { reason, .. }) = table {
-            texts.push(format!("device {device}: {reason}"));
+        match table {
+            // Those that wait for another device included: that one isn't changed in vain.
+            Ok(table) => {
+                let all = nodes_in(&extents_of(&table.lines)).into_iter();
+                nodes.extend(all.filter(|node| !known.contains_key(node)));
+            }
+            Err(Undecided::Waits { reason, .. }) => {
+                texts.push(format!("device {device}: {reason}"));
+            }
+            Err(Undecided::Refused(_)) => {}
         }
     }
-    texts
+    let silent = nodes.iter().filter_map(|node| {
+        let answer = survey.observed.probes.get(node)?;
+        Some(format!("node {node}: {}", answer.as_ref().err()?))
+    });
+    silent.chain(texts).collect()
 }

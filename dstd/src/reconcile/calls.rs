@@ -157,7 +157,7 @@ mod tests {
     use crate::kernel::sim::{SimKernel, SimNodes};
     use crate::kernel::{Access, DmUuid};
     use crate::plan::{Action, Step};
-    use crate::reconcile::{Executor, Mode};
+    use crate::reconcile::{Executor, Interrupt, Mode};
     use crate::topology::Topology;
 
     const LONG: Duration = Duration::from_secs(60);
@@ -215,6 +215,7 @@ mod tests {
         [
             Action::Load {
                 device: device(),
+                live: Vec::new(),
                 lines: vec![line],
                 access: Access::ReadWrite,
             },
@@ -247,12 +248,14 @@ mod tests {
             limit: LONG,
             ..calls.clone()
         };
+        let interrupt = Interrupt::default();
         let executor = |calls| Executor {
             kernel: &kernel,
             connector: &nodes,
             topology: &topology,
             mode: Mode::Lenient,
             calls,
+            interrupt: &interrupt,
         };
         let steps = steps(&device);
         executor(&patient).execute(&steps[..1], |_| {}).await;

@@ -8,11 +8,12 @@ use std::sync::Arc;
 use nix::errno::Errno;
 use tracing::{info, warn};
 
-use super::blocking;
 use super::calls::Calls;
+use super::interrupt::Interrupt;
 use super::links::{LinkError, connect};
-use crate::kernel::{Connector, Flush, Kernel, KernelError};
-use crate::plan::{Action, Step};
+use super::{blocking, blocking_dm};
+use crate::kernel::{Access, Connector, Flush, Kernel, KernelError, ObservedDevice};
+use crate::plan::{Action, Step, second_writers};
 use crate::topology::Topology;
 use crate::units::DeviceName;
 
@@ -46,6 +47,7 @@ pub struct Executor<'a, K, C> {
     pub topology: &'a Topology,
     pub mode: Mode,
     pub calls: &'a Calls,
+    pub interrupt: &'a Interrupt,
 }
 
 impl<K, C> std::fmt::Debug for Executor<'_, K, C> {
@@ -62,26 +64,43 @@ impl<K: Kernel + 'static, C: Connector> Executor<'_, K, C> {
         let mut failures = Vec::new();
         let mut pending: BTreeMap<DeviceName, Pending> = BTreeMap::new();
         let mut failed: BTreeSet<DeviceName> = BTreeSet::new();
+        let mut refused: Option<BTreeMap<DeviceName, LinkError>> = None;
+        let _busy = self.interrupt.busy();
         for step in steps {
             let device = step.action.device();
             if device.is_some_and(|d| failed.contains(d)) {
                 continue;
             }
+            if self.interrupt.is_asked() {
+                self.take_all_back(&pending).await;
+                failures.push(Failure {
+                    step: step.clone(),
+                    error: LinkError::Interrupted,
+                });
+                return failures;
+            }
             progress(step);
             info!("{}: {}", step.action, step.why);
-            let Err(error) = self.act(&step.action).await else {
+            if refused.is_none() && goes_live(&step.action) {
+                refused = Some(self.too_late(steps).await);
+            }
+            let refused = device.and_then(|d| refused.as_mut()?.remove(d));
+            let done = match refused {
+                Some(error) => Err(error),
+                None => self.act(&step.action).await,
+            };
+            let Err(error) = done else {
                 note(&step.action, &mut pending);
                 continue;
             };
             warn!("failed: {}: {error}", step.action);
+            doubt(&step.action, &mut pending);
             failures.push(Failure {
                 step: step.clone(),
                 error,
             });
             if self.mode == Mode::Strict {
-                for (device, done) in &pending {
-                    self.take_back(device, *done).await;
-                }
+                self.take_all_back(&pending).await;
                 return failures;
             }
             if let Some(device) = device {
@@ -91,6 +110,29 @@ impl<K: Kernel + 'static, C: Connector> Executor<'_, K, C> {
             }
         }
         failures
+    }
+
+    /// Devices whose new tables may not go live after all: the kernel was looked at before they were loaded, and another dstd
+    /// may have acted since then. Each looks when its tables lie there for the other to see, so one of them sees it.
+    async fn too_late(&self, steps: &[Step]) -> BTreeMap<DeviceName, LinkError> {
+        let switched = switched(steps);
+        let refused = match blocking_dm(self.kernel, K::devices).await {
+            Ok(devices) => {
+                let mut refused = second_writers(&devices, &switched);
+                refused.extend(changed(&devices, steps));
+                refused
+            }
+            Err(error) => {
+                let why = |device| (device, error.to_string());
+                switched.into_keys().map(why).collect()
+            }
+        };
+        let error =
+            |device, why| KernelError::new(format!("switch the tables of {device}"), None, why);
+        let refused = refused.into_iter();
+        refused
+            .map(|(device, why)| (device.clone(), error(device, why).into()))
+            .collect()
     }
 
     async fn act(&self, action: &Action) -> Result<(), LinkError> {
@@ -112,6 +154,12 @@ impl<K: Kernel + 'static, C: Connector> Executor<'_, K, C> {
         }
     }
 
+    async fn take_all_back(&self, pending: &BTreeMap<DeviceName, Pending>) {
+        for (device, done) in pending {
+            self.take_back(device, *done).await;
+        }
+    }
+
     /// A device that was created goes; one that was there keeps its live table and its I/O.
     async fn take_back(&self, device: &DeviceName, done: Pending) {
         if self.calls.hangs(device) {
@@ -125,7 +173,8 @@ impl<K: Kernel + 'static, C: Connector> Executor<'_, K, C> {
             if done.created {
                 return kernel.remove(&name);
             }
-            if done.loaded {
+            // Whatever lies there: a resume would put it in the live one's place.
+            if done.loaded || done.suspended {
                 kernel.clear(&name)?;
             }
             if done.suspended {
@@ -137,6 +186,49 @@ impl<K: Kernel + 'static, C: Connector> Executor<'_, K, C> {
             warn!("could not take back a half-made change: {error}");
         }
     }
+}
+
+/// Devices that get another table, and its access where it is known.
+fn switched(steps: &[Step]) -> BTreeMap<DeviceName, Option<Access>> {
+    let mut switched = BTreeMap::new();
+    for step in steps {
+        match &step.action {
+            Action::Load { device, access, .. } => {
+                switched.insert(device.clone(), Some(*access));
+            }
+            Action::Resume { device } => drop(switched.entry(device.clone()).or_default()),
+            _ => {}
+        }
+    }
+    for step in steps {
+        if let Action::Clear { device } = &step.action {
+            switched.remove(device);
+        }
+    }
+    switched
+}
+
+/// Devices that have another live table than the one that their new tables were judged against.
+fn changed(devices: &[ObservedDevice], steps: &[Step]) -> Vec<(DeviceName, String)> {
+    let other = |step: &Step| {
+        let Action::Load {
+            device,
+            live,
+            lines,
+            ..
+        } = &step.action
+        else {
+            return None;
+        };
+        let now = devices.iter().find(|d| d.name == device.as_str())?;
+        let why = "it has got another table since it was looked at";
+        (now.lines != *live && now.lines != *lines).then(|| (device.clone(), why.to_owned()))
+    };
+    steps.iter().filter_map(other).collect()
+}
+
+fn goes_live(action: &Action) -> bool {
+    matches!(action, Action::Suspend { .. } | Action::Resume { .. })
 }
 
 fn note(action: &Action, pending: &mut BTreeMap<DeviceName, Pending>) {
@@ -157,6 +249,15 @@ fn note(action: &Action, pending: &mut BTreeMap<DeviceName, Pending>) {
     }
 }
 
+/// What failed may have been done all the same (udev was too slow to say so, say), and is taken back, too. But nothing that is
+/// there is taken for made: a create that failed leaves what it may have made to the next look.
+fn doubt(action: &Action, pending: &mut BTreeMap<DeviceName, Pending>) {
+    match action {
+        Action::Load { .. } | Action::Suspend { .. } => note(action, pending),
+        _ => {}
+    }
+}
+
 fn call<K: Kernel>(kernel: &K, action: &Action) -> Result<(), KernelError> {
     match action {
         Action::Create {
@@ -168,6 +269,7 @@ fn call<K: Kernel>(kernel: &K, action: &Action) -> Result<(), KernelError> {
             device,
             lines,
             access,
+            ..
         } => kernel.load(device, lines, *access),
         Action::Clear { device } => kernel.clear(device),
         Action::Suspend { device } => kernel.suspend(device, Flush::NoFlush),

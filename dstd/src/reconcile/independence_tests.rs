@@ -271,7 +271,7 @@ async fn the_daemon_hears_of_a_lost_link_while_a_step_hangs() {
     let (release, held) = std::sync::mpsc::channel();
     kernel.state().hold = Some(held);
     let paths = vec![dir.path().to_owned()];
-    let daemon = tokio::spawn(run(kernel.clone(), nodes, paths));
+    let daemon = tokio::spawn(run(kernel.clone(), nodes, paths, None));
     // Before the hanging call is given up, which would let the loop go on, too.
     let soon = Duration::from_secs(20);
     let wait = async |what: &str, is_so: &dyn Fn() -> bool| {
@@ -354,7 +354,8 @@ async fn the_settings_of_a_dead_node_change_at_once() {
     drop(world.daemon);
     // By hand: before the node is asked, which fails.
     let (queue, allowed) = (text("queue"), Allowed::default());
-    let apply = apply(&kernel, &world.nodes, &queue, &allowed, |_| {
+    let interrupt = Interrupt::default();
+    let apply = apply(&interrupt, &kernel, &world.nodes, &queue, &allowed, |_| {
         assert!(begun.elapsed() < HANDSHAKE);
     });
     let error = apply.await.unwrap_err().to_string();

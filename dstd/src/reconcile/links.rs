@@ -24,6 +24,8 @@ pub enum LinkError {
     Connect { node: NodeName, error: ConnectError },
     #[error(transparent)]
     Kernel(#[from] KernelError),
+    #[error("interrupted: neither this step nor any after it was begun")]
+    Interrupted,
     #[error("node {0}: no table names it any more")]
     Gone(NodeName),
     #[error(

@@ -11,8 +11,13 @@ mod fence_tests;
 mod files;
 #[cfg(test)]
 mod independence_tests;
+mod interrupt;
+#[cfg(test)]
+mod leftover_tests;
 mod links;
 mod observe;
+#[cfg(test)]
+mod pass_bench;
 #[cfg(test)]
 mod property_tests;
 mod run;
@@ -25,6 +30,7 @@ mod worker;
 pub use apply::{Applied, ApplyError, apply, survey, unreachable};
 pub use calls::Calls;
 pub use execute::{Executor, Failure, Mode};
+pub use interrupt::{Asked, Interrupt};
 pub use links::{LinkError, connect};
 pub use observe::{Survey, locals, observe, probe_nodes};
 pub use run::{Daemon, RunError, run};

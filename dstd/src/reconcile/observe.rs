@@ -103,11 +103,12 @@ fn ask(node: Option<&ObservedNode>, links: u32, whole: bool) -> Ask {
     }
 }
 
-/// Asks every node that the topology's devices or the kernel's tables use, where its answer can matter.
+/// Asks every node that the topology's devices or the kernel's tables use, where its answer can matter and isn't known.
 pub async fn probe_nodes<C: Connector>(
     connector: &Arc<C>,
     topology: &Topology,
     observed: &Observed,
+    known: &Probes,
 ) -> Probes {
     let whole: Vec<_> = topology
         .devices
@@ -125,6 +126,7 @@ pub async fn probe_nodes<C: Connector>(
     used.dedup();
     let mut waiting: Vec<_> = used
         .into_iter()
+        .filter(|name| !known.contains_key(name))
         .filter_map(|name| {
             let spec = &topology.nodes.get(&name)?.spec;
             let ask = ask(

@@ -5,7 +5,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use thiserror::Error;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -18,10 +18,13 @@ use super::calls::Calls;
 use super::execute::{Executor, Mode};
 use super::fence::{Fencer, addresses};
 use super::files::{Files, Read};
+use super::interrupt::Interrupt;
 use super::observe::{Probes, Survey};
 use super::worker::{Answer, Report, Want, Worker};
 use crate::kernel::{Connector, Kernel, KernelError, KernelEvent};
+use crate::metrics::{Address, Listening, Stats, listen};
 use crate::plan::{Action, Allowed, Plan, Step, Undecided, plan};
+use crate::signals::Ending;
 use crate::table::DstArgs;
 use crate::topology::{Fingerprint, Item, Topology, TopologyErrors};
 use crate::units::{DeviceName, NodeName};
@@ -65,10 +68,7 @@ pub struct Daemon<K, C> {
     refresh: BTreeSet<NodeName>,
     /// What was refused or noted last, so that it is logged once.
     said: BTreeSet<String>,
-    /// How often each node's server came back without acknowledged writes.
-    data_lost: BTreeMap<NodeName, u64>,
-    /// How often events were missed.
-    missed: u64,
+    stats: Arc<Stats>,
 }
 
 /// What a pass came to.
@@ -123,8 +123,7 @@ impl<K: Kernel + 'static, C: Connector> Daemon<K, C> {
             tried: BTreeSet::new(),
             refresh: BTreeSet::new(),
             said: BTreeSet::new(),
-            data_lost: BTreeMap::new(),
-            missed: 0,
+            stats: Arc::default(),
         };
         daemon.replace(topology);
         daemon.refresh.clear();
@@ -211,6 +210,7 @@ impl<K: Kernel + 'static, C: Connector> Daemon<K, C> {
                 topology: &topology,
                 mode: Mode::Lenient,
                 calls: &calls,
+                interrupt: &Interrupt::default(),
             };
             executor.execute(&steps, |_| {}).await.len()
         }
@@ -221,11 +221,15 @@ impl<K: Kernel + 'static, C: Connector> Daemon<K, C> {
         if Arc::ptr_eq(&begun.topology, &self.topology) {
             self.tell(&begun.look, false);
         }
+        let (steps, refusals) = (begun.steps.len(), begun.look.plan.refusals.len());
+        let wants = begun.look.wants;
+        self.stats
+            .pass(steps, Some(failures), refusals, wants.len());
         Pass {
-            steps: begun.steps.len(),
+            steps,
             failures,
-            refusals: begun.look.plan.refusals.len(),
-            wanting: begun.look.wants.into_keys().collect(),
+            refusals,
+            wanting: wants.into_keys().collect(),
         }
     }
 
@@ -250,6 +254,7 @@ impl<K: Kernel + 'static, C: Connector> Daemon<K, C> {
             topology: &self.topology,
             mode: Mode::Lenient,
             calls: &self.calls,
+            interrupt: &Interrupt::default(),
         };
         executor.execute(&settings, |_| {}).await;
         self.tell(&look, true);
@@ -263,6 +268,7 @@ impl<K: Kernel + 'static, C: Connector> Daemon<K, C> {
     }
 
     async fn look(&self) -> Result<Look, KernelError> {
+        let begun = Instant::now();
         let survey = Survey::take(&self.kernel, &self.topology, &self.probes).await?;
         let plan = plan(&survey.desired, &survey.observed, &Allowed::default());
         let mut wants = self.fact_wants(&survey);
@@ -271,6 +277,9 @@ impl<K: Kernel + 'static, C: Connector> Daemon<K, C> {
                 wants.insert(connect.node.clone(), Want::Links(connect.clone()));
             }
         }
+        self.stats.looked(begun.elapsed());
+        let nodes = survey.observed.nodes.values();
+        self.stats.seen(nodes, SystemTime::now());
         Ok(Look {
             survey,
             plan,
@@ -332,7 +341,8 @@ impl<K: Kernel + 'static, C: Connector> Daemon<K, C> {
         match event {
             KernelEvent::DataLost { node, writes } => {
                 error!(%node, writes, "node {node}: its server is another incarnation, and {writes} acknowledged writes were not durable: each device that uses it fails its next flush, once; check what is on them");
-                *self.data_lost.entry(node.clone()).or_default() += 1;
+                let mut counts = self.stats.counts();
+                *counts.data_lost.entry(node.clone()).or_default() += 1;
             }
             KernelEvent::Fence {
                 node,
@@ -348,7 +358,7 @@ impl<K: Kernel + 'static, C: Connector> Daemon<K, C> {
                 warn!(
                     "events of the kernel were missed, losses of data perhaps among them: the kernel's log has those, and `dstd status` how things are"
                 );
-                self.missed += 1;
+                self.stats.counts().missed += 1;
             }
             other => debug!(event = ?other, "kernel event"),
         }
@@ -390,11 +400,12 @@ impl<K: Kernel + 'static, C: Connector> Daemon<K, C> {
         if pass.refusals > 0 {
             text += &format!("; {} changes refused (see `dstd plan`)", pass.refusals);
         }
-        for (node, times) in &self.data_lost {
+        let counts = self.stats.counts();
+        for (node, times) in &counts.data_lost {
             text += &format!("; DATA LOST by node {node} ({times} times, see the log)");
         }
-        if self.missed > 0 {
-            text += &format!("; events missed {} times (see the log)", self.missed);
+        if counts.missed > 0 {
+            text += &format!("; events missed {} times (see the log)", counts.missed);
         }
         text
     }
@@ -439,8 +450,7 @@ struct Wakers {
     events: Option<mpsc::Receiver<KernelEvent>>,
     files: Files,
     hangup: Signal,
-    terminate: Signal,
-    interrupt: Signal,
+    ending: Ending,
 }
 
 enum Wake {
@@ -465,8 +475,7 @@ impl Wakers {
             events: None,
             files,
             hangup: signal(SignalKind::hangup())?,
-            terminate: signal(SignalKind::terminate())?,
-            interrupt: signal(SignalKind::interrupt())?,
+            ending: Ending::watch()?,
         };
         if let Err(error) = wakers.listen(kernel) {
             info!(
@@ -508,8 +517,7 @@ impl Wakers {
         };
         tokio::select! {
             biased;
-            _ = self.terminate.recv() => Wake::End,
-            _ = self.interrupt.recv() => Wake::End,
+            () = self.ending.comes() => Wake::End,
             _ = self.hangup.recv() => Wake::Hangup,
             read = self.files.next() => Wake::Topology(read),
             failures = done => Wake::Done(failures),
@@ -532,9 +540,11 @@ pub async fn run<K: Kernel + 'static, C: Connector>(
     kernel: Arc<K>,
     connector: Arc<C>,
     paths: Vec<PathBuf>,
+    metrics: Option<Address>,
 ) -> Result<(), RunError> {
     let seen = Fingerprint::of(&paths);
     let (mut daemon, inbox) = Daemon::new(Arc::clone(&kernel), connector, Topology::load(&paths)?);
+    let _metrics = serve_metrics(metrics, &daemon).await;
     let mut wakers = Wakers::new(kernel.as_ref(), inbox, Files::watch(paths, seen))?;
     let mut fencer = daemon.fencer();
     let mut schedule = Schedule::new();
@@ -588,6 +598,19 @@ pub async fn run<K: Kernel + 'static, C: Connector>(
     Ok(())
 }
 
+/// A daemon without metrics is better than none.
+async fn serve_metrics<K: Kernel + 'static, C: Connector>(
+    address: Option<Address>,
+    daemon: &Daemon<K, C>,
+) -> Option<Listening> {
+    let address = &address?;
+    let (kernel, stats) = (Arc::clone(&daemon.kernel), Arc::clone(&daemon.stats));
+    let listening = listen(address, kernel, stats).await;
+    listening
+        .map_err(|error| error!("metrics can't be served at {address}: {error}"))
+        .ok()
+}
+
 async fn end(working: Option<Working>) {
     info!("ending; devices and links stay as they are");
     notify::stopping();
@@ -613,6 +636,7 @@ async fn turn<K: Kernel + 'static, C: Connector>(
         Err(error) if schedule.first => return Err(error.into()),
         Err(error) => {
             error!("the kernel can't be looked at: {error}");
+            daemon.stats.pass(0, None, 0, 0);
             schedule.after_failure();
         }
     }

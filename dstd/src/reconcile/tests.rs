@@ -37,7 +37,15 @@ impl World {
     }
 
     async fn apply_allowed(&self, text: &str, allowed: &Allowed) -> Result<Applied, ApplyError> {
-        apply(&self.kernel, &self.nodes, &topology(text), allowed, |_| {}).await
+        apply(
+            &Interrupt::default(),
+            &self.kernel,
+            &self.nodes,
+            &topology(text),
+            allowed,
+            |_| {},
+        )
+        .await
     }
 
     fn table(&self) -> Vec<String> {
@@ -353,7 +361,15 @@ async fn the_role_is_stolen_for_the_named_node_only_and_the_plan_says_so() {
     let mut steps = Vec::new();
     let topology = topology(TWO);
     let progress = |step: &crate::plan::Step| steps.push(step.to_string());
-    let applied = apply(&world.kernel, &world.nodes, &topology, &allowed, progress).await;
+    let applied = apply(
+        &Interrupt::default(),
+        &world.kernel,
+        &world.nodes,
+        &topology,
+        &allowed,
+        progress,
+    )
+    .await;
     applied.unwrap();
     let stolen: Vec<bool> = world.nodes.attached().iter().map(|a| a.steal).collect();
     assert_eq!(stolen, [true, true, false], "two links of a, one of b");
@@ -382,9 +398,16 @@ async fn settings_come_before_the_first_link_and_change_without_a_reload() {
         let mut shown = Vec::new();
         let progress = |step: &crate::plan::Step| shown.push(step.to_string());
         let allowed = Allowed::default();
-        apply(&world.kernel, &world.nodes, &topology, &allowed, progress)
-            .await
-            .unwrap();
+        apply(
+            &Interrupt::default(),
+            &world.kernel,
+            &world.nodes,
+            &topology,
+            &allowed,
+            progress,
+        )
+        .await
+        .unwrap();
         (world.kernel.state().calls.clone(), shown)
     };
     let (calls, shown) = apply_to(", policy: error, quiesce: never").await;
@@ -506,7 +529,17 @@ async fn a_new_address_takes_all_links_or_none() {
     let moved = Topology::parse_one("test.yaml", text).unwrap();
     let to = |allowed| {
         let (kernel, nodes, moved) = (&world.kernel, &world.nodes, &moved);
-        async move { apply(kernel, nodes, moved, &allowed, |_| {}).await }
+        async move {
+            apply(
+                &Interrupt::default(),
+                kernel,
+                nodes,
+                moved,
+                &allowed,
+                |_| {},
+            )
+            .await
+        }
     };
     // Both links are live, and a third party sees what is wrong without losing one.
     let error = to(Allowed::default()).await.unwrap_err().to_string();

@@ -23,9 +23,10 @@ pub fn check(topology: &Topology) -> Vec<TopologyError> {
     checker.errors
 }
 
-/// A range of a node that an item uses. An end that is not known yet is taken as the largest.
+/// A range of a node or disk that an item uses. An end that is not known yet is taken as the largest.
 struct Use<'a> {
-    node: NodeName,
+    /// "node `a`", "disk `/dev/vdb`".
+    place: String,
     start: u64,
     end: u64,
     device: &'a DeviceName,
@@ -101,16 +102,8 @@ impl<'a> Checker<'a> {
                 self.wrong(at.source, &path.to(key), At::Value, message);
             }
         }
-        let end = self.range(at, &path, item.offset, item.length);
-        self.uses.push(Use {
-            node: item.node.clone(),
-            start: item.offset.0,
-            end,
-            device: at.device,
-            source: at.source,
-            item: at.item,
-            writes: at.writes,
-        });
+        let place = of_node(&item.node);
+        self.used(at, &path, place, item.offset, item.length);
         item.length
     }
 
@@ -123,8 +116,29 @@ impl<'a> Checker<'a> {
             );
             self.wrong(at.source, &path.to("device"), At::Value, message);
         }
-        self.range(at, &path, item.offset, item.length);
+        let place = format!("disk `{}`", item.device.display());
+        self.used(at, &path, place, item.offset, item.length);
         item.length
+    }
+
+    fn used(
+        &mut self,
+        at: ItemAt<'a>,
+        path: &Path,
+        place: String,
+        offset: Sectors,
+        length: Option<Sectors>,
+    ) {
+        let end = self.range(at, path, offset, length);
+        self.uses.push(Use {
+            place,
+            start: offset.0,
+            end,
+            device: at.device,
+            source: at.source,
+            item: at.item,
+            writes: at.writes,
+        });
     }
 
     /// The end of a range; the largest number where it is open or wrong.
@@ -184,7 +198,7 @@ impl<'a> Checker<'a> {
         for extent in &args.extents {
             self.known(at, &extent.node, &at.path());
             self.uses.push(Use {
-                node: extent.node.clone(),
+                place: of_node(&extent.node),
                 start: extent.offset.0,
                 end: extent.end().map_or(u64::MAX, |end| end.0),
                 device: at.device,
@@ -217,14 +231,14 @@ impl<'a> Checker<'a> {
         );
     }
 
-    /// Ranges of one node that two items share.
+    /// Ranges of one node or disk that two items share.
     fn overlaps(&mut self) {
-        let mut by_node: BTreeMap<&NodeName, Vec<&Use<'a>>> = BTreeMap::new();
+        let mut by_place: BTreeMap<&str, Vec<&Use<'a>>> = BTreeMap::new();
         for used in &self.uses {
-            by_node.entry(&used.node).or_default().push(used);
+            by_place.entry(&used.place).or_default().push(used);
         }
         let mut found = Vec::new();
-        for uses in by_node.values_mut() {
+        for uses in by_place.values_mut() {
             uses.sort_by_key(|u| (u.start, u.end));
             let mut by_device: BTreeMap<_, Vec<&Use<'a>>> = BTreeMap::new();
             for used in uses.iter() {
@@ -256,13 +270,13 @@ impl<'a> Checker<'a> {
         let [(first, earlier), (second, later)] = places;
         let what = if earlier.device == later.device {
             format!(
-                "{} uses {range} of node `{}` twice, first at {first}: change offset or length",
-                later.device, later.node
+                "{} uses {range} of {} twice, first at {first}: change offset or length",
+                later.device, later.place
             )
         } else {
             format!(
-                "{} and {} both write {range} of node `{}`, the other at {first}: change offset or length, or say `read_only: true` on one device",
-                earlier.device, later.device, later.node
+                "{} and {} both write {range} of {}, the other at {first}: change offset or length, or say `read_only: true` on one device",
+                earlier.device, later.device, later.place
             )
         };
         TopologyError {
@@ -272,7 +286,11 @@ impl<'a> Checker<'a> {
     }
 }
 
-/// Pairs that overlap, out of uses of one node sorted by start.
+fn of_node(node: &NodeName) -> String {
+    format!("node `{node}`")
+}
+
+/// Pairs that overlap, out of uses of one place sorted by start.
 fn shared_ranges<'u, 'a>(
     uses: impl Iterator<Item = &'u Use<'a>>,
     counts: impl Fn(&Use<'a>, &Use<'a>) -> bool,

@@ -184,7 +184,8 @@ fn unreadable(file: &FsPath, error: &std::io::Error) -> TopologyError {
     }
 }
 
-fn topology_files(path: &FsPath) -> Result<Vec<PathBuf>, TopologyError> {
+/// The files that a path names: itself, or the `.yaml` and `.yml` in it.
+pub fn topology_files(path: &FsPath) -> Result<Vec<PathBuf>, TopologyError> {
     if !path.is_dir() {
         return Ok(vec![path.to_owned()]);
     }

@@ -13,7 +13,7 @@ mod tests;
 pub(crate) mod yaml;
 
 pub use error::{At, Path, PathStep, Place, TopologyError, TopologyErrors};
-pub use load::{Entry, Fingerprint, Source, Topology};
+pub use load::{Entry, Fingerprint, Source, Topology, topology_files};
 pub use nearest::nearest;
 pub use schema::json_schema;
 pub use spec::{

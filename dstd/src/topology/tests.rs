@@ -363,6 +363,12 @@ fn shared_ranges_are_found_with_both_places() {
         device("e", "'0 8 dst 1 a 1 8'")
     ));
     assert!(raw.contains("d and e both write sectors 8 to 9"), "{raw}");
+    let disk = "linear: {device: /dev/vdb}";
+    let disks = errors(&format!("{head}{}{}", device("d", disk), device("e", disk)));
+    assert!(
+        disks.contains("d and e both write sectors 0 and up of disk `/dev/vdb`"),
+        "{disks}"
+    );
     for right in [
         format!("{head}{}{}", device("d", low), device("e", high)),
         format!("{head}{}", device("d", &format!("{high}, {low}"))),

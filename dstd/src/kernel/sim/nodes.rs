@@ -19,6 +19,8 @@ pub struct SimNodes {
     attached: Arc<Mutex<Vec<Attach>>>,
     /// Every fence that was asked for.
     fences: Arc<Mutex<Vec<Fence>>>,
+    /// Those that a server said yes to.
+    granted: Arc<Mutex<Vec<Fence>>>,
     /// URIs that never answer.
     silent: Arc<Mutex<BTreeSet<String>>>,
     /// URIs that whoever asks them panics at, once.
@@ -44,6 +46,10 @@ impl SimNodes {
 
     pub fn fences(&self) -> MutexGuard<'_, Vec<Fence>> {
         lock(&self.fences)
+    }
+
+    pub fn granted(&self) -> MutexGuard<'_, Vec<Fence>> {
+        lock(&self.granted)
     }
 
     pub fn silent(&self) -> MutexGuard<'_, BTreeSet<String>> {
@@ -115,6 +121,7 @@ impl Connector for SimNodes {
         if self.busy().contains(&fence.slot) {
             return self.no_answer(uri).await;
         }
+        self.granted().push(*fence);
         Ok(())
     }
 
