@@ -18,6 +18,7 @@ use super::config_file;
 use super::listen::{self, ListenError, Listener};
 use super::reload::reload;
 use super::server::{DataPlane, Server};
+use crate::signals::Ending;
 
 #[derive(Debug, Error)]
 pub enum ServiceError {
@@ -59,7 +60,7 @@ pub async fn run(
         }
         tokio::select! {
             biased;
-            () = signals.end() => break,
+            () = signals.ending.comes() => break,
             () = reread(&server, file.as_deref(), &places) => {}
         }
     }
@@ -72,16 +73,14 @@ pub async fn run(
 }
 
 struct Signals {
-    term: Signal,
-    int: Signal,
+    ending: Ending,
     hup: Signal,
 }
 
 impl Signals {
     fn watch() -> io::Result<Self> {
         Ok(Signals {
-            term: signal(SignalKind::terminate())?,
-            int: signal(SignalKind::interrupt())?,
+            ending: Ending::watch()?,
             hup: signal(SignalKind::hangup())?,
         })
     }
@@ -90,16 +89,8 @@ impl Signals {
     async fn reload(&mut self) -> bool {
         tokio::select! {
             biased;
-            _ = self.term.recv() => false,
-            _ = self.int.recv() => false,
+            () = self.ending.comes() => false,
             _ = self.hup.recv() => true,
-        }
-    }
-
-    async fn end(&mut self) {
-        tokio::select! {
-            _ = self.term.recv() => {}
-            _ = self.int.recv() => {}
         }
     }
 }

@@ -169,20 +169,25 @@ impl Backend {
 
     /// Reads without waiting for the disk: `Ok(None)` where that can't be done now. All or nothing.
     pub fn try_read(&self, buf: &mut [u8], offset: u64) -> io::Result<Option<()>> {
-        self.check(offset, buf.len() as u64)?;
-        if self.faults.is_some() {
-            return Ok(None);
-        }
-        match self.inline.read_way() {
-            Way::Plain => read_all(&self.file, buf, offset).map(Some),
-            Way::NoWait => {
-                let length = buf.len();
-                let slices = &mut [IoSliceMut::new(buf)];
-                let done = preadv2(&self.file, slices, offset, ReadWriteFlags::NOWAIT);
-                not_now(done, length, || self.inline.no_nowait_read())
-            }
-            Way::Never | Way::Timed => Ok(None),
-        }
+        self.try_read_parts(&mut [IoSliceMut::new(buf)], offset)
+    }
+
+    /// The same into several parts, one behind the other.
+    pub fn try_read_parts(
+        &self,
+        parts: &mut [IoSliceMut<'_>],
+        offset: u64,
+    ) -> io::Result<Option<()>> {
+        let length = parts.iter().map(|part| part.len()).sum();
+        self.check(offset, length as u64)?;
+        let flags = match self.inline.read_way() {
+            _ if self.faults.is_some() => return Ok(None),
+            Way::Plain => ReadWriteFlags::empty(),
+            Way::NoWait => ReadWriteFlags::NOWAIT,
+            Way::Never | Way::Timed => return Ok(None),
+        };
+        let done = preadv2(&self.file, parts, offset, flags);
+        not_now(done, length, || self.inline.no_nowait_read())
     }
 
     /// To be taken before [`Backend::try_write`], for many of them. `None`: as if that had said `Ok(None)`.

@@ -140,6 +140,8 @@ pub struct Core<R> {
     links: Arc<AtomicUsize>,
     /// Requests begun in this round.
     pub served: usize,
+    /// Reads among them that were done together with the one before.
+    pub gathered: usize,
 }
 
 impl<R: Ring> Core<R> {
@@ -156,6 +158,7 @@ impl<R: Ring> Core<R> {
             inbox,
             links,
             served: 0,
+            gathered: 0,
         }
     }
 

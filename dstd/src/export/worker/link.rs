@@ -93,6 +93,8 @@ pub struct Link {
     target: Target,
     /// The client can't send far ahead, see [`tune`].
     pub narrow: bool,
+    /// So many reads belong to a run that wasn't all cached.
+    pub singly: usize,
     /// The last WRITE was one that comes in several receives.
     pub long_writes: bool,
     /// This link's turn to write into the file, or that it didn't get one; ends with the link's own turn.
@@ -166,6 +168,7 @@ impl Link {
             export,
             target,
             narrow,
+            singly: 0,
             long_writes: false,
             writing: None,
             rx: Rx::default(),

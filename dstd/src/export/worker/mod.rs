@@ -5,6 +5,7 @@
 
 mod core;
 mod finish;
+mod gather;
 mod jobs;
 mod large;
 mod link;
@@ -95,6 +96,7 @@ impl Workers {
     fn start_with(count: usize, engine: Engine, way: Option<Way>) -> io::Result<Workers> {
         let jobs = Jobs::default();
         let links = Arc::default();
+        let cpus = std::thread::available_parallelism().map_or(1, usize::from);
         let mut workers = Workers {
             engine,
             workers: Vec::new(),
@@ -105,7 +107,7 @@ impl Workers {
             let gauges = Arc::new(Gauges::new(&links));
             let (opened, result) = channel();
             let (jobs, to, seen) = (jobs.clone(), Arc::clone(&inbox), Arc::clone(&gauges));
-            let pace = Pace::new(way);
+            let pace = Pace::new(cpus, way);
             let thread = std::thread::Builder::new()
                 .name(format!("dst-export-{index}"))
                 .spawn(move || match engine {
@@ -158,6 +160,12 @@ impl Workers {
     pub fn flushes(&self) -> usize {
         let flushes = |worker: &Handle| worker.gauges.flushes.load(Ordering::Relaxed);
         self.workers.iter().map(flushes).sum()
+    }
+
+    /// Reads that were done with one system call together with the one before them.
+    pub fn gathered(&self) -> usize {
+        let gathered = |worker: &Handle| worker.gauges.gathered.load(Ordering::Relaxed);
+        self.workers.iter().map(gathered).sum()
     }
 
     /// How many links there are.

@@ -66,12 +66,14 @@ pub struct Pace {
     pause: Duration,
     /// Naps were tried last, and failed.
     no_naps: bool,
+    /// There is another processor for the client meanwhile.
+    may_spin: bool,
     fixed: Option<Way>,
 }
 
 impl Pace {
-    /// `fixed`: always this way; for tests.
-    pub fn new(fixed: Option<Way>) -> Pace {
+    /// `cpus`: that this process may run on; `fixed`: always this way; for tests.
+    pub fn new(cpus: usize, fixed: Option<Way>) -> Pace {
         Pace {
             phase: Phase::Watch,
             since: Duration::ZERO,
@@ -80,6 +82,7 @@ impl Pace {
             next: Duration::ZERO,
             pause: PAUSE,
             no_naps: false,
+            may_spin: cpus > 1,
             fixed,
         }
     }
@@ -124,7 +127,7 @@ impl Pace {
             return Phase::Watch;
         }
         // Requests may also come one at a time because the worker keeps up with a client that has many under way.
-        let spin = links == 1 && together <= ONE_AT_A_TIME && rate >= SPIN_FROM;
+        let spin = self.may_spin && links == 1 && together <= ONE_AT_A_TIME && rate >= SPIN_FROM;
         match rate >= NAP_FROM {
             true if !(spin && self.no_naps) => Phase::Try(Way::Nap, rate, 0),
             _ if spin => Phase::Try(Way::Spin, rate, 0),
@@ -201,9 +204,9 @@ mod tests {
 
     #[test]
     fn who_waits_for_each_reply_is_looked_for_and_who_sends_many_is_let_gather() {
-        let [block, spin, nap] = play(&mut Pace::new(None), SECOND, SECOND, &ONE);
+        let [block, spin, nap] = play(&mut Pace::new(2, None), SECOND, SECOND, &ONE);
         assert!(spin > 0.95 && block < 0.05 && nap == 0.0, "{spin} {block}");
-        let [block, spin, nap] = play(&mut Pace::new(None), SECOND, SECOND, &MANY);
+        let [block, spin, nap] = play(&mut Pace::new(2, None), SECOND, SECOND, &MANY);
         assert!(nap > 0.95 && block < 0.05 && spin == 0.0, "{nap} {block}");
     }
 
@@ -214,21 +217,27 @@ mod tests {
             together: 1,
             ..MANY
         };
-        let [block, _, nap] = play(&mut Pace::new(None), SECOND, SECOND, &apart);
+        let [block, _, nap] = play(&mut Pace::new(2, None), SECOND, SECOND, &apart);
         assert!(nap > 0.95 && block < 0.05, "{nap} {block}");
         let fast = Load {
             block: 70e3,
             spin: 140e3,
             ..ONE
         };
-        let [_, spin, _] = play(&mut Pace::new(None), SECOND, SECOND, &fast);
+        let [_, spin, _] = play(&mut Pace::new(2, None), SECOND, SECOND, &fast);
         assert!(spin > 0.8, "{spin}");
+    }
+
+    #[test]
+    fn on_the_only_processor_nobody_is_looked_for() {
+        let [_, spin, _] = play(&mut Pace::new(1, None), SECOND, SECOND, &ONE);
+        assert!(spin == 0.0, "{spin}");
     }
 
     #[test]
     fn what_gains_nothing_is_tried_ever_less() {
         for load in [Load { spin: 21e3, ..ONE }, Load { nap: 160e3, ..MANY }] {
-            let mut pace = Pace::new(None);
+            let mut pace = Pace::new(2, None);
             let [block, ..] = play(&mut pace, SECOND, 10 * SECOND, &load);
             assert!(block > 0.97, "{block}");
         }
@@ -247,10 +256,10 @@ mod tests {
             ..MANY
         };
         for load in [slow, several, light] {
-            let [block, ..] = play(&mut Pace::new(None), SECOND, SECOND, &load);
+            let [block, ..] = play(&mut Pace::new(2, None), SECOND, SECOND, &load);
             assert!(block == 1.0 || block > 0.9999, "{block}");
         }
-        let mut pace = Pace::new(None);
+        let mut pace = Pace::new(2, None);
         play(&mut pace, SECOND, SECOND, &ONE);
         assert_eq!(pace.way(), Way::Spin);
         pace.round(3 * SECOND, 1, 1);
@@ -259,7 +268,7 @@ mod tests {
 
     #[test]
     fn a_load_that_changes_is_noticed_within_windows() {
-        let mut pace = Pace::new(None);
+        let mut pace = Pace::new(2, None);
         play(&mut pace, SECOND, SECOND, &MANY);
         let [_, spin, _] = play(&mut pace, 2 * SECOND, SECOND, &ONE);
         assert!(spin > 0.9, "{spin}");

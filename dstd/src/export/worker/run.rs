@@ -32,6 +32,8 @@ pub struct Gauges {
     pub rounds: AtomicUsize,
     /// Flushes that were begun.
     pub flushes: AtomicUsize,
+    /// Reads that were done together with the one before.
+    pub gathered: AtomicUsize,
 }
 
 impl Gauges {
@@ -113,6 +115,8 @@ impl<R: Ring> Worker<R> {
             let begun = self.core.start_syncs();
             self.gauges.flushes.fetch_add(begun, Ordering::Relaxed);
             let served = std::mem::take(&mut self.core.served);
+            let gathered = std::mem::take(&mut self.core.gathered);
+            self.gauges.gathered.fetch_add(gathered, Ordering::Relaxed);
             if served > 0 {
                 let now = self.began.elapsed();
                 self.pace.round(now, served, self.links.len());

@@ -136,6 +136,9 @@ impl Link {
         if !self.has_room_for(core, if chunks { len.min(LARGE_DATA) } else { len }) {
             return Step::Wait;
         }
+        if self.read_run(core, budget, to, len) {
+            return Step::Done;
+        }
         self.rx.consume(header_len(self.rules.mode));
         if len > LARGE_DATA {
             self.begin_big(core, to, request.length, chunks);

@@ -1,5 +1,9 @@
 //! Every command, its success and its errors, in all reply modes.
 
+use std::io::Write;
+
+use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
+
 use super::super::request::*;
 use super::peer::*;
 use crate::export::link::{End, ReplyMode, WriterRole};
@@ -38,6 +42,88 @@ fn reads_of_all_sizes_are_the_files_bytes() {
             );
         }
     });
+}
+
+/// What `requests` are answered when they come in one piece.
+fn at_once(peer: &mut Peer, requests: &[(u16, u64, u64)]) -> Vec<Reply> {
+    let mut bytes = Vec::new();
+    for (command, offset, len) in requests {
+        bytes.extend(peer.encode(*command, 0, *offset, *len).1);
+        if *command == CMD_WRITE {
+            bytes.extend(vec![7; *len as usize]);
+        }
+    }
+    peer.stream.write_all(&bytes).unwrap();
+    requests.iter().map(|_| peer.reply()).collect()
+}
+
+fn runs_are_right(peer: &mut Peer, content: &[u8]) {
+    // 20 of one run, of which 16 are the most; then none that goes on; then one that does, and one that is too long.
+    let mut requests: Vec<_> = (0..20).map(|n| (CMD_READ, 4096 * n, 4096)).collect();
+    requests.extend([(CMD_READ, 5, 3), (CMD_READ, 7, 1), (CMD_READ, 8, 2)]);
+    requests.extend([(CMD_READ, 0, 40_000), (CMD_READ, 40_000, 40_000)]);
+    let mut replies = at_once(peer, &requests);
+    replies.sort_by_key(|reply| reply.cookie);
+    for ((_, offset, len), reply) in requests.iter().zip(replies) {
+        let expected = &content[*offset as usize..][..*len as usize];
+        assert_eq!(reply.errno, 0, "{offset}+{len}");
+        assert!(reply.data == expected, "{offset}+{len} in {:?}", peer.mode);
+    }
+}
+
+#[test]
+fn reads_that_follow_each_other_are_done_together_and_answered_each() {
+    for engine in ENGINES {
+        for mode in MODES {
+            let content = pattern(MIB, 0);
+            let server = Server::in_memory(engine, &content);
+            let mut peer = server.link(mode);
+            runs_are_right(&mut peer, &content);
+            assert_eq!(server.workers.gathered(), 15 + 3 + 1);
+            server.assert_no_memory_held();
+            // From a disk, where some of a run may be cached and some not.
+            let server = Server::new(engine, &content);
+            let file = std::fs::File::open(&server.path).unwrap();
+            file.sync_all().unwrap();
+            for (offset, length) in [(0, 0), (0, 32 << 10), (20 << 10, 0)] {
+                let forget = PosixFadviseAdvice::POSIX_FADV_DONTNEED;
+                posix_fadvise(&file, offset, length, forget).unwrap();
+                runs_are_right(&mut server.link(mode), &content);
+            }
+            server.assert_no_memory_held();
+        }
+    }
+}
+
+#[test]
+fn a_run_of_reads_ends_at_whatever_is_no_such_read() {
+    for engine in ENGINES {
+        for mode in MODES {
+            let content = pattern(MIB, 0);
+            let server = Server::in_memory(engine, &content);
+            let mut peer = server.link(mode);
+            let end = MIB as u64;
+            let requests = [
+                (CMD_READ, end - 8, 4),
+                (CMD_READ, end - 4, 4),
+                (CMD_READ, end, 4),
+                (CMD_READ, 0, 4),
+                (CMD_WRITE, 4, 4),
+                (CMD_READ, 4, 4),
+                (CMD_TRIM, 8, 4),
+            ];
+            let mut replies = at_once(&mut peer, &requests);
+            replies.sort_by_key(|reply| reply.cookie);
+            let errors: Vec<_> = replies.iter().map(|reply| reply.errno).collect();
+            assert_eq!(errors, [0, 0, EINVAL, 0, 0, 0, 0]);
+            assert!(replies[0].data == content[MIB - 8..MIB - 4]);
+            assert!(replies[1].data == content[MIB - 4..]);
+            assert!(replies[3].data == content[..4]);
+            assert_eq!(replies[5].data, [7; 4]);
+            assert_eq!(server.workers.gathered(), 1);
+            server.assert_no_memory_held();
+        }
+    }
 }
 
 #[test]
@@ -192,7 +278,7 @@ fn a_payload_too_large_is_dropped_and_refused() {
         let mut peer = server.link(ReplyMode::Extended);
         let (cookie, mut bytes) = peer.encode(CMD_BLOCK_STATUS, FLAG_PAYLOAD_LEN, 0, 24);
         bytes.extend([0; 24]);
-        std::io::Write::write_all(&mut peer.stream, &bytes).unwrap();
+        peer.stream.write_all(&bytes).unwrap();
         let reply = peer.reply();
         assert_eq!((reply.cookie, reply.errno), (cookie, EINVAL));
         assert_eq!(peer.read(0, 16), pattern(16, 0), "its payload was dropped");
@@ -275,7 +361,7 @@ fn disc_is_answered_by_the_end_and_wrong_magic_too() {
         let cookie = peer.send(CMD_FLUSH, 0, 0, 0);
         let (_, mut bytes) = peer.encode(CMD_READ, 0, 0, 512);
         bytes[3] ^= 1;
-        std::io::Write::write_all(&mut peer.stream, &bytes).unwrap();
+        peer.stream.write_all(&bytes).unwrap();
         assert_eq!(
             peer.reply().cookie,
             cookie,
