@@ -5,10 +5,10 @@
 //! that were neighbours in time. The best peer is the one that export looks worst beside.
 
 use std::collections::BTreeMap;
-use std::fs;
 use std::path::Path;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
+use dst_bench_export::stats::{median, save};
 use serde::Serialize;
 
 use crate::matrix::{Cell, Setup, Transport};
@@ -148,16 +148,6 @@ impl Results {
     }
 }
 
-fn median(mut values: Vec<f64>) -> Option<f64> {
-    values.sort_by(f64::total_cmp);
-    let half = values.len() / 2;
-    match values.len() {
-        0 => None,
-        n if n % 2 == 1 => Some(values[half]),
-        _ => Some((values[half - 1] + values[half]) / 2.0),
-    }
-}
-
 pub fn write(results: &Results, out: &Path) -> Result<()> {
     let row = |cell: Cell, setup: Setup, values| Row {
         setup: setup.id(),
@@ -179,12 +169,6 @@ pub fn write(results: &Results, out: &Path) -> Result<()> {
     }
     save(&out.join("export.json"), &rows)?;
     save(&out.join("export-rounds.json"), &rounds)
-}
-
-fn save(path: &Path, rows: &[impl Serialize]) -> Result<()> {
-    let lines: Result<Vec<String>, _> = rows.iter().map(serde_json::to_string).collect();
-    fs::write(path, format!("[\n{}\n]\n", lines?.join(",\n")))
-        .with_context(|| format!("{} can't be written", path.display()))
 }
 
 /// The least that a cell's speed ratio must be.
@@ -386,12 +370,5 @@ mod tests {
         assert!(results.median(cell, Setup::Export).is_none());
         assert!(results.speed_ratio(cell).is_none());
         assert!(!print(&results).expect("it prints"));
-    }
-
-    #[test]
-    fn medians() {
-        assert_eq!(median(vec![3.0, 1.0, 2.0]), Some(2.0));
-        assert_eq!(median(vec![4.0, 1.0, 2.0, 3.0]), Some(2.5));
-        assert_eq!(median(Vec::new()), None);
     }
 }
