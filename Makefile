@@ -8,6 +8,7 @@ SHELL := /bin/bash
 KERNEL ?= 6.12
 FILTER ?=
 PREFIX ?= /usr/local
+DESTDIR ?=
 BENCH ?=
 
 DST_VM = target/release/dst-vm
@@ -34,7 +35,7 @@ test-vm: vm-tools ## only VM tests: KERNEL=6.12 (or debug) FILTER=part-of-a-name
 lint: setup-lint ## formatting, clippy, shellcheck
 	cargo fmt --all --check
 	cargo clippy --all-targets --quiet -- -D warnings
-	shellcheck -x .ci/run tests/run scripts/*.sh tests/vm/*.sh tests/vm/cases/*.sh \
+	shellcheck -x .ci/run tests/run scripts/*.sh tests/vm/*.sh tests/vm/bench/*.sh tests/vm/cases/*.sh \
 		tests/interop/run tests/interop/*.sh tests/interop/cases/*.sh
 
 test-interop: build setup-interop ## the node server with real NBD clients: FILTER=part-of-a-name
@@ -43,6 +44,9 @@ test-interop: build setup-interop ## the node server with real NBD clients: FILT
 
 bench-export: build setup-bench ## dstd export beside nbdkit, qemu-nbd, nbd-server: BENCH="--quick"
 	cargo run --release --quiet -p dst-bench-export -- $(BENCH)
+
+bench: vm-tools ## DST beside nbd.ko, nvme-tcp and iSCSI, in VMs: BENCH="--mode icount --jobs randread-4k-qd32"
+	target/release/bench-vm $(BENCH)
 
 ##@ Build it
 
@@ -57,11 +61,11 @@ modules: setup-modules ## dm-dst.ko for all three kernels, sparse-checked
 
 ##@ Install it on this host
 
-install: build ## module (DKMS), daemon, udev rule and systemd unit
-	scripts/install.sh $(PREFIX)
+install: build ## module (DKMS), daemon, udev rule and systemd units
+	DESTDIR=$(DESTDIR) scripts/install.sh $(PREFIX)
 
 uninstall: ## what install put there
-	scripts/install.sh --remove $(PREFIX)
+	DESTDIR=$(DESTDIR) scripts/install.sh --remove $(PREFIX)
 
 ##@ Help
 
@@ -91,5 +95,5 @@ vm-tools: setup-build
 	@scripts/setup-host.sh vm
 	@cargo build --release --quiet --workspace
 
-.PHONY: demo test test-all test-faults test-vm test-interop bench-export lint build module modules install uninstall \
+.PHONY: demo test test-all test-faults test-vm test-interop bench bench-export lint build module modules install uninstall \
 	help clean setup-build setup-lint setup-interop setup-bench setup-modules vm-tools

@@ -14,6 +14,7 @@ PACKAGES=(
     lvm2 dmsetup libdevmapper1.02.1 thin-provisioning-tools mdadm cryptsetup-bin
     e2fsprogs xfsprogs dosfstools
     nbd-client nbd-server nbdkit qemu-utils libnbd-bin
+    open-iscsi
     fio jq tree strace socat python3-minimal python3-libnbd less
 )
 # Nothing of this is needed in a guest that lives for one test run; each costs boot time under TCG.
@@ -23,6 +24,7 @@ MASKED=(
     systemd-hwdb-update.service systemd-networkd-wait-online.service systemd-timesyncd.service
     systemd-pstore.service systemd-journal-flush.service systemd-binfmt.service
     getty@tty1.service getty-static.service getty.target nbd-server.service nbd-client.service
+    open-iscsi.service iscsid.service iscsid.socket
     systemd-tmpfiles-clean.timer logrotate.timer
 )
 
@@ -47,6 +49,8 @@ configure() {
     ln -sfn /lib/systemd/system/multi-user.target "$root/etc/systemd/system/default.target"
     # the system's own daemons stay off: the tests start servers themselves
     rm -f "$root"/etc/systemd/system/multi-user.target.wants/nbd-*.service "$root"/etc/rc?.d/S??nbd-*
+    # a shell for each network interface that comes or goes
+    ln -sfn /dev/null "$root/etc/udev/rules.d/70-iscsi-network-interface.rules"
     mkdir -p "$root"/dst/{payload,results} "$root"/{usr/lib/modules,var/lib/dst}
     echo dst-guest >"$root/etc/hostname"
     echo 'dd570000000000000000000000000001' >"$root/etc/machine-id"

@@ -267,6 +267,14 @@ run_demo() {
     power_off "$status"
 }
 
+# The plan's runs, which leave their figures with the logs; bench/run.sh tells the host of each.
+run_bench() {
+    local status=0
+    mkdir -p "$T"
+    in_test_group bash "$HERE/bench/run.sh" >"$PORT" 2>&1 </dev/null || status=$?
+    power_off "$status"
+}
+
 # A root shell on the console; leaving it powers the guest off. lib.sh is there to be sourced.
 run_shell() {
     mkdir -p "$T"
@@ -289,6 +297,7 @@ main() {
     case $MODE in
     tests) run_tests ;;
     demo) run_demo ;;
+    bench) run_bench ;;
     shell) run_shell ;;
     esac
 }

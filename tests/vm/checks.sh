@@ -38,8 +38,8 @@ module_symbols() { awk -v m="[$1]" '$4 == m && $2 ~ /[tT]/ { print $1, $3 }' /pr
 with_symbols() {
     awk '
         NR == FNR { at[n] = $1; name[n++] = $2; next }
-        $2 ~ /^0x[0-9a-f]{16}$/ {
-            address = substr($2, 3)
+        length($NF) == 18 && $NF ~ /^0x[0-9a-f]+$/ { # mawk knows no {16}
+            address = substr($NF, 3)
             for (i = n - 1; i >= 0 && at[i] > address; i--) continue
             if (i >= 0) $0 = $0 " " name[i]
         }

@@ -87,12 +87,13 @@ start_proxies() {
     done
 }
 aim_at_proxy() { sed -i "s/:$NODE_PORT/:$PROXY_PORT/" "$(node_dir "$1")/uri"; }
+
 # --- the daemon
 
 # start_daemon: on a device of the lower and then the upper parts of all nodes.
 start_daemon() {
     trap show_all EXIT
-    defer "pkill -KILL -x dst-checker; pkill -KILL -x fio; pkill -KILL -x dstd; $(leave_nothing)"
+    defer "pkill -KILL -x dst-checker; pkill -KILL -x fio; pkill -KILL -x dstd; give_up ${NODES[*]}; dmsetup remove --retry dev"
     write_topology
     : >"$T/dstd.log"
     run_daemon
@@ -116,15 +117,6 @@ run_daemon() {
     dstd run "$T/t.yaml" >>"$T/dstd.log" 2>&1 9>&- &
     # shellcheck disable=SC2034 # for the cases
     DAEMON=$!
-}
-
-# Guards would outlive the test.
-leave_nothing() {
-    local node
-    for node in "${NODES[@]}"; do
-        echo "dst-nlpoke set node=$node policy=2; dst-nlpoke fail node=$node; dst-nlpoke fenced node=$node force"
-    done | tr '\n' ';'
-    echo "dmsetup remove --retry dev"
 }
 
 # For the log of a test that failed: what was the matter when it did.

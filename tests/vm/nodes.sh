@@ -149,6 +149,17 @@ stop_node() {
 kill_node() { stop_node "$1" KILL; }
 node_gone() { ! pgrep --session "$(node_pid "$1")" >/dev/null; }
 
+# give_up NODE...: for the end of a test. All that waits on them fails, and so does what comes later (udev reads what is
+# closed); no guard outlives the test.
+give_up() {
+    local node
+    for node; do
+        dst-nlpoke set node="$node" policy=2
+        dst-nlpoke fail node="$node"
+        dst-nlpoke fenced node="$node" force
+    done
+}
+
 # pause_node / resume_node NAME: the server hangs without closing anything.
 pause_node() { kill -STOP -- "-$(node_pid "$1")"; }
 resume_node() { kill -CONT -- "-$(node_pid "$1")"; }

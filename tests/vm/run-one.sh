@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Runs one test function in a process of its own: run-one.sh FILE FUNCTION. Started by agent.sh with STATE
-# (its notes for the agent) and T (a scratch directory) set. Exit status 0 passed, 77 skipped, 88 wants a
+# Runs one test function in a process of its own: run-one.sh FILE FUNCTION [ARG...]. Started by agent.sh (and bench/run.sh)
+# with STATE (its notes for the agent) and T (a scratch directory) set. Exit status 0 passed, 77 skipped, 88 wants a
 # reboot, anything else failed, with the reason in $STATE/why.
 set -Eeuo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -20,4 +20,4 @@ PS4='+ ${BASH_SOURCE##*/}:${LINENO}: '
 # shellcheck source=/dev/null
 source "$1"
 set -x
-"$2"
+"${@:2}"

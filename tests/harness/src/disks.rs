@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result};
+use clap::Args;
 
 use crate::host::{Guest, Tree, sbin, tool};
 
@@ -20,6 +21,26 @@ pub enum Mode {
     Tests { filter: Vec<String>, which: Which },
     Demo,
     Shell,
+    Bench(Bench),
+}
+
+/// tests/vm/bench/run.sh walks through a plan.
+#[derive(Debug, Clone, Args)]
+pub struct Bench {
+    #[arg(long)]
+    pub plan: PathBuf,
+    /// One CPU that counts instructions
+    #[arg(long)]
+    pub icount: bool,
+    /// Of one run, in the guest's time
+    #[arg(long)]
+    pub msecs: u64,
+    /// Of dm-dst's nodes
+    #[arg(long, default_value = "on")]
+    pub zero_copy: String,
+    /// Let the plugin of tests/profile write here what the guest executed
+    #[arg(long, requires = "icount")]
+    pub profile: Option<PathBuf>,
 }
 
 /// Which tests of those that the filter takes.
@@ -177,7 +198,7 @@ fn modules_image(guest: &Guest, work: &Path) -> Result<PathBuf> {
     Ok(image)
 }
 
-/// What is tested: guest scripts, binaries, example tables, udev rules and systemd units.
+/// What is tested: guest scripts, binaries, example tables, pages, udev rules and systemd units.
 fn payload_image(
     tree: &Tree,
     work: &Path,
@@ -196,6 +217,7 @@ fn payload_image(
         &tree.root.join("dmsetup-tables"),
         &stage.join("dmsetup-tables"),
     )?;
+    copy_tree(&tree.root.join("docs"), &stage.join("docs"))?;
     for dir in ["dm-target", "dstd", "udev", "systemd"] {
         collect_system_files(&tree.root.join(dir), &stage)?;
     }
@@ -213,6 +235,16 @@ fn payload_image(
         ),
         Mode::Demo => "MODE=demo\n".to_owned(),
         Mode::Shell => "MODE=shell\n".to_owned(),
+        Mode::Bench(bench) => {
+            fs::copy(&bench.plan, stage.join("plan"))
+                .with_context(|| format!("copying {}", bench.plan.display()))?;
+            format!(
+                "MODE=bench\nexport BENCH_MSECS={} BENCH_ZERO_COPY={} BENCH_PROFILE={}\n",
+                bench.msecs,
+                bench.zero_copy,
+                bench.profile.as_ref().map_or("", |_| "yes")
+            )
+        }
     };
     env.push_str(&format!("export SLOWNESS={slowness}\n"));
     fs::write(stage.join("run.env"), env).context("writing run.env")?;

@@ -15,7 +15,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use clap::{Args, Parser, Subcommand};
 
-use crate::disks::{Disks, Mode, Which};
+use crate::disks::{Bench, Disks, Mode, Which};
 use crate::host::{Guest, Tree};
 use crate::qemu::Machine;
 
@@ -57,6 +57,16 @@ enum Command {
     Demo {
         #[command(flatten)]
         common: Common,
+    },
+    /// Walk through a plan of the bench in the guest (tests/vm/bench/run.sh); called by bench-vm
+    Bench {
+        #[command(flatten)]
+        common: Common,
+        #[command(flatten)]
+        bench: Bench,
+        /// Give up after this many minutes
+        #[arg(long, default_value_t = 360)]
+        minutes: u64,
     },
     /// Boot the guest with a root shell on this terminal (leave with `poweroff` or Ctrl-A X)
     Shell {
@@ -116,6 +126,21 @@ fn run(command: &Command) -> Result<ExitCode> {
         Command::Shell { common } => with_machine(&tree, common, &Mode::Shell, |machine, _| {
             machine.interactive()
         }),
+        Command::Bench {
+            common,
+            bench,
+            minutes,
+        } => {
+            let limit = Duration::from_secs(minutes * 60);
+            let mut common = common.clone();
+            if bench.icount {
+                common.cpus = 1;
+            }
+            let mode = Mode::Bench(bench.clone());
+            with_machine(&tree, &common, &mode, |machine, out| {
+                supervise::bench(machine, out, limit)
+            })
+        }
     }
 }
 
@@ -166,21 +191,25 @@ fn with_machine(
     let Some(guest) = Guest::prepare(tree, &common.kernel, !common.no_module)? else {
         return Ok(ExitCode::from(SKIPPED));
     };
-    let small = mode.is_small();
-    let out = tree.output_dir(&match small {
-        true => format!("{}-small", common.kernel),
-        false => common.kernel.clone(),
+    let out = tree.output_dir(&match mode {
+        Mode::Bench(bench) if bench.icount => "bench-icount".to_owned(),
+        Mode::Bench(_) => "bench-plain".to_owned(),
+        _ if mode.is_small() => format!("{}-small", common.kernel),
+        _ => common.kernel.clone(),
     });
     let _lock = host::lock_dir(&out)?;
     let disks = Disks::make(tree, &guest, &out, mode, common.debug)?;
-    let machine = Machine::new(guest, disks, &out, common.memory, common.cpus)?;
+    let mut machine = Machine::new(guest, disks, &out, common.memory, common.cpus)?;
+    if let Mode::Bench(bench) = mode {
+        machine.set_up(bench, &tree.bin_dir(common.debug));
+    }
     let result = work(&machine, &out);
     machine
         .disks
         .bring_logs_home(&out)
         .context("bringing the guest's logs home")?;
     machine.disks.remove()?;
-    if matches!(mode, Mode::Tests { .. }) && !out.join("logs").is_dir() {
+    if matches!(mode, Mode::Tests { .. } | Mode::Bench(_)) && !out.join("logs").is_dir() {
         bail!(
             "the guest left no logs; its console is in {}",
             out.join("console.log").display()

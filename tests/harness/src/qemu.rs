@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
-use crate::disks::Disks;
+use crate::disks::{Bench, Disks};
 use crate::host::Guest;
 
 const PROBE_LIMIT: Duration = Duration::from_secs(20);
@@ -24,6 +24,28 @@ const DEBUG_WORDS: &str = " pci=noacpi kasan_multi_shot page_poison=1 \
 pub enum Accel {
     Kvm,
     Tcg,
+    /// TCG on one CPU whose clock counts instructions: a nanosecond each, so that time is work
+    Counting,
+}
+
+impl Accel {
+    fn words(self) -> &'static [&'static str] {
+        match self {
+            Accel::Kvm => &["-accel", "kvm", "-cpu", "host"],
+            Accel::Tcg => &["-accel", "tcg,thread=multi,tb-size=1024", "-cpu", "qemu64"],
+            // sleep=on: else the clock would run away whenever the guest waits for the host's disk
+            Accel::Counting => &[
+                "-accel",
+                "tcg,thread=single,tb-size=1024",
+                "-icount",
+                "shift=0,sleep=on,align=off",
+                "-rtc",
+                "clock=vm",
+                "-cpu",
+                "qemu64",
+            ],
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -34,6 +56,7 @@ pub struct Machine {
     console: PathBuf,
     memory: u32,
     cpus: u32,
+    plugin: Option<String>,
 }
 
 impl Machine {
@@ -50,7 +73,28 @@ impl Machine {
             console,
             memory,
             cpus,
+            plugin: None,
         })
+    }
+
+    /// Makes it count instructions, and the plugin (built beside this program) say where they are, if the bench wants that.
+    pub fn set_up(&mut self, bench: &Bench, bin_dir: &Path) {
+        if bench.icount {
+            self.accel = Accel::Counting;
+        }
+        let plugin = bin_dir.join("libdst_profile.so");
+        self.plugin = bench
+            .profile
+            .as_ref()
+            .map(|file| format!("{},out={}", plugin.display(), file.display()));
+    }
+
+    /// How many times longer than usual anything may take here.
+    pub fn slowness(&self) -> u32 {
+        match self.accel {
+            Accel::Counting => 4 * self.guest.slowness(),
+            Accel::Kvm | Accel::Tcg => self.guest.slowness(),
+        }
     }
 
     pub fn console(&self) -> &Path {
@@ -111,6 +155,9 @@ impl Machine {
                 .arg("-device")
                 .arg(format!("virtio-blk-pci,drive={0},serial={0}", disk.serial));
         }
+        if let Some(plugin) = &self.plugin {
+            command.args(["-plugin", plugin]);
+        }
         if let Some(image) = &self.disks.outside {
             outside_node(&mut command, image);
         }
@@ -138,10 +185,7 @@ fn outside_node(command: &mut Command, image: &Path) {
 fn base_command(accel: Accel, guest: &Guest) -> Command {
     let mut command = Command::new("setpriv");
     command.args(["--pdeathsig", "KILL", "qemu-system-x86_64"]);
-    command.args(match accel {
-        Accel::Kvm => ["-accel", "kvm", "-cpu", "host"],
-        Accel::Tcg => ["-accel", "tcg,thread=multi,tb-size=1024", "-cpu", "qemu64"],
-    });
+    command.args(accel.words());
     command.args(["-nodefaults", "-display", "none"]);
     command
         .arg("-kernel")

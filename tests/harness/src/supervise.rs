@@ -87,10 +87,26 @@ pub fn demo(machine: &Machine, _out: &Path) -> Result<ExitCode> {
     Ok(ExitCode::from(status))
 }
 
+/// Every run is said; those that fail make the whole fail. What they measured is for the caller of dst-vm to read.
+pub fn bench(machine: &Machine, out: &Path, limit: Duration) -> Result<ExitCode> {
+    announce(machine, "the bench");
+    let mut report = Report::default();
+    let status = run_to_end(machine, Instant::now() + limit, &mut |message| {
+        report.take(message, out)
+    })?;
+    let Tally { passed, failed, .. } = report.tally;
+    println!("{passed} runs, {failed} failed");
+    Ok(match (status, passed, failed) {
+        (0, 1.., 0) => ExitCode::SUCCESS,
+        _ => ExitCode::FAILURE,
+    })
+}
+
 fn announce(machine: &Machine, what: &str) {
     let accel = match machine.accel {
         Accel::Kvm => "KVM",
         Accel::Tcg => "TCG",
+        Accel::Counting => "TCG, counting instructions,",
     };
     println!(
         "booting Linux {} under {accel} for {what}; console: {}",
@@ -168,7 +184,7 @@ fn one_life(
     let lines = read_lines(&mut child)?;
     let mut running: Option<String> = None;
     let mut booted = false;
-    let slowness = machine.guest.slowness();
+    let slowness = machine.slowness();
     let mut deadline = Instant::now() + BOOT_LIMIT * slowness;
     let end = loop {
         let left = deadline

@@ -3,11 +3,11 @@
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::TcpStream;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
-use nix::sys::socket::{setsockopt, sockopt};
+use nix::sys::socket::{MsgFlags, send, setsockopt, sockopt};
 
 /// A client that reads nothing for so long is gone.
 const WRITE_LIMIT: Duration = Duration::from_secs(30);
@@ -91,6 +91,14 @@ impl Input {
             Stream::Tcp(tcp) => tcp.write_all(bytes),
             Stream::Unix(unix) => unix.write_all(bytes),
         }
+    }
+
+    /// A byte beside the stream, where the socket has such.
+    pub fn send_urgent(&mut self, byte: u8) -> io::Result<()> {
+        if let Stream::Tcp(tcp) = &self.stream {
+            send(tcp.as_raw_fd(), &[byte], MsgFlags::MSG_OOB)?;
+        }
+        Ok(())
     }
 
     /// RST; on a Unix socket a close.

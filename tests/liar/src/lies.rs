@@ -55,6 +55,8 @@ pub enum Lie {
     /// A part of a payload, of a header, or nothing; then the end.
     ShortPayload,
     HalfHeader,
+    /// Half a header, an urgent byte, another one; then the end.
+    Urgent,
     Close,
     Reset,
     /// Random bytes for as long as anybody reads.
@@ -64,7 +66,7 @@ pub enum Lie {
 }
 
 impl Lie {
-    pub const ALL: [(Lie, &'static str); 22] = [
+    pub const ALL: [(Lie, &'static str); 23] = [
         (Lie::Error, "error"),
         (Lie::Crumbs, "crumbs"),
         (Lie::Order, "order"),
@@ -83,6 +85,7 @@ impl Lie {
         (Lie::PayloadForError, "payload-for-error"),
         (Lie::ShortPayload, "short-payload"),
         (Lie::HalfHeader, "half-header"),
+        (Lie::Urgent, "urgent"),
         (Lie::Close, "close"),
         (Lie::Reset, "reset"),
         (Lie::Garbage, "garbage"),
@@ -187,6 +190,7 @@ pub fn fatal(lie: Lie, cookie: u64, payload: &[u8], past: &[u64], random: &mut R
             reply(simple, 0, cookie, &payload[..some])
         }
         Lie::HalfHeader => right(cookie)[..random.usize(1..16)].to_vec(),
+        Lie::Urgent => right(cookie)[..8].to_vec(),
         Lie::Tail => [right(cookie), noise(random, bytes)].concat(),
         _ => Vec::new(),
     }

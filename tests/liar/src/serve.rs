@@ -265,6 +265,10 @@ impl Link<'_> {
         self.input.send(&bytes)?;
         match lie {
             Lie::Garbage => self.garbage()?,
+            Lie::Urgent => {
+                self.input.send_urgent(0)?;
+                self.input.send(&[0])?;
+            }
             Lie::Reset => return Ok(End::Reset),
             _ if self.random.u8(..4) == 0 => return Ok(End::Reset),
             _ => {}

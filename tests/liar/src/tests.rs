@@ -159,7 +159,7 @@ fn each_fatal_lie_is_what_it_is_called() {
             Lie::PayloadForError => {
                 answer.as_ref().is_ok_and(|a| a.error == proto::EIO) && rest == [9; 512]
             }
-            Lie::ShortPayload | Lie::HalfHeader | Lie::Close | Lie::Reset => {
+            Lie::ShortPayload | Lie::HalfHeader | Lie::Urgent | Lie::Close | Lie::Reset => {
                 answer.as_ref().is_err_and(|error| error.is_closed())
             }
             Lie::Garbage => protocol(&answer, "reply magic") && rest.len() > 64 * 1024,

@@ -16,7 +16,7 @@ NO_FLUSH=353
 # make_node [FLAGS]: 4 MiB, devices one and two on its halves, one link. The node's Nth FLUSH (from 0) makes $T/fN and
 # ends when $T/fN/go is there (or $T/free), with EIO if $T/fN/fail is.
 make_node() {
-    defer "dst-nlpoke fenced node=alpha force; dstd fail-pending alpha; dmsetup remove --retry one; dmsetup remove --retry two"
+    defer "give_up alpha; dmsetup remove --retry one; dmsetup remove --retry two"
     FLAGS=${1:-$FULL} GENERATION=0
     make_image alpha 4M >/dev/null
     start_server

@@ -153,3 +153,59 @@ test_shrink_and_reorder_need_a_flag() {
     sed -i 's/^    table:/    block_size: 4096\n    table:/' "$T/t.yaml"
     refused 3 "block_size" dstd apply --allow-other-data dev --allow-shrink dev "$T/t.yaml"
 }
+
+# A device is renamed under verified I/O: the topology first, which is refused until `dstd rename` has done it; then all is
+# right, and a new device of the old name can be made.
+test_rename_under_io() {
+    start_three_nodes
+    topology 0
+    assert_ok dstd apply "$T/t.yaml"
+    let_udev_scan dev
+    start_verify "$(direct_job 12m)"
+    # what is open stays so; what opens it later uses a name that stays
+    sed -i "s|/dev/mapper/dev|$(readlink -f /dev/mapper/dev)|" "$T/jobs"
+    sed -i 's/^  dev:/  other:/' "$T/t.yaml"
+    refused_in_use 3 "\`dstd rename dev other\` if it is the same" dstd apply "$T/t.yaml"
+    assert_ok dstd rename dev other
+    assert_eq "$(dmsetup info -c --noheadings -o name,uuid)" "other:DST-dev" "name and UUID"
+    [[ -b /dev/mapper/other ]] || fail "there is no /dev/mapper/other"
+    refused_in_use 0 "Nothing to do." dstd apply "$T/t.yaml"
+    verify_goes_on
+    stop_verify
+    cat >>"$T/t.yaml" <<END
+  dev: {table: ["0 8 zero"]}
+END
+    assert_ok dstd apply "$T/t.yaml"
+    assert_eq "$(dmsetup info -c --noheadings -o uuid dev)" "DST-dev.2" "the new device's UUID"
+    assert_ok dstd remove dev other
+}
+
+# A udev that hangs keeps nobody for longer than the wait for it: the device has its new name. Its link is udev's, and late.
+# @timeout 200
+test_rename_while_udev_hangs() {
+    start_three_nodes
+    topology 0
+    assert_ok dstd apply "$T/t.yaml"
+    let_udev_scan dev
+    sed -i 's/^  dev:/  other:/' "$T/t.yaml"
+    defer "pkill -CONT -x systemd-udevd"
+    pkill -STOP -x systemd-udevd
+    assert_ok timeout 120 dstd rename dev other
+    assert_eq "$(dmsetup info -c --noheadings -o name,uuid)" "other:DST-dev" "name and UUID"
+    pkill -CONT -x systemd-udevd
+    wait_until 60 "udev to make the link" test -b /dev/mapper/other
+    [[ ! -e /dev/mapper/dev ]] || fail "there is still a /dev/mapper/dev"
+    refused_in_use 0 "Nothing to do." dstd apply "$T/t.yaml"
+    assert_ok dstd remove other
+}
+
+# refused_in_use STATUS TEXT COMMAND...: as `refused`, while others write.
+refused_in_use() {
+    local status=$1 text=$2 before
+    shift 2
+    before=$(snapshot)
+    run "$@"
+    assert_eq "$RC" "$status" "the status of '$*' ($OUT)"
+    assert_contains "$OUT" "$text" "the text of '$*'"
+    assert_eq "$(snapshot)" "$before" "devices and nodes after '$*'"
+}

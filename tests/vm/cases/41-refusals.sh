@@ -95,6 +95,26 @@ test_unreachable_nodes() {
     assert_eq "$(dmsetup ls)" "No devices found" "devices"
 }
 
+# Who tells apply to end while a node keeps it waiting isn't kept waiting himself, and nothing was made.
+test_interrupted_apply() {
+    local apply status=0
+    make_image alpha 1M >/dev/null
+    start_nbdkit alpha
+    pause_node alpha
+    topology_of "$(node_uri alpha)"
+    dstd apply "$T/t.yaml" >"$T/said" 2>&1 9>&- &
+    apply=$!
+    wait_until 20 "apply's connection" is_asked alpha
+    kill -TERM "$apply"
+    wait "$apply" || status=$?
+    resume_node alpha
+    assert_eq "$status" 1 "the status"
+    assert_contains "$(cat "$T/said")" "interrupted; no step was under way" "what it said"
+    assert_eq "$(dmsetup ls)" "No devices found" "devices"
+}
+
+is_asked() { [[ -n $(ss -Htn state established "dst $(node_addr "$1")") ]]; }
+
 # Servers that are something else: what they say is shown.
 test_servers_that_are_no_nbd_server() {
     echo 'SSH-2.0-OpenSSH_9.2p1' >"$T/banner"

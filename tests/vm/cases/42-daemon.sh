@@ -216,11 +216,12 @@ test_status_json() {
     start_two_nodes
     assert_ok dstd apply "$T/t.yaml"
     dstd status --json >"$T/status" || fail "status failed"
-    assert_eq "$(jq -cS '.devices[0] | del(.number)' "$T/status")" \
+    assert_eq "$(jq -cS '.devices[0] | del(.number, .io)' "$T/status")" \
         "$(jq -cSn '{name: "dev", uuid: "DST-dev", ours: true, sectors: 24576, state: "active", access: "read_write", open_count: 0,
             inactive_table: false, nodes: ["alpha", "beta"], table: [
             {start: 0, length: 16384, target: "dst", node: "alpha", offset: 0},
             {start: 16384, length: 8192, target: "dst", node: "beta", offset: 0}]}')" "the device"
+    assert_eq "$(jq -r '.devices[0].io | "\(.writes) \(.discards)"' "$T/status")" "0 0" "what was written"
     assert_eq "$(jq -r '.devices[0].number' "$T/status")" "$(dmsetup info -c --noheadings -o major,minor --separator : dev)" "its number"
     assert_eq "$(jq -r '.nodes[] | "\(.name) \(.state) \(.live)/\(.wanted) \(.errors) \(.need_size) \(.negotiated.size) \(.links | length)"' "$T/status" | sort | xargs)" \
         "alpha live 4/4 0 8388608 8388608 4 beta live 1/1 0 4194304 4194304 1" "the nodes"
@@ -231,6 +232,66 @@ test_status_json() {
     wait_until 10 "the loss in the status" status_tells_loss
     assert_ok dstd status
     assert_match "$OUT" "beta +lost +0/1"
+    # what goes on, look by look, until nobody reads any more
+    dd if=/dev/zero of=/dev/mapper/dev bs=1M count=4 oflag=direct status=none
+    timeout 60 dstd status --json --watch=1 | head -n 2 >"$T/watch" || true
+    assert_eq "$(jq -r 'has("rates")' "$T/watch" | xargs)" "false true" "rates, from the second look on"
+    assert_eq "$(jq -r '.devices[0].io.written' "$T/watch" | xargs)" "4194304 4194304" "what was written"
+    assert_eq "$(jq -r 'select(.rates).rates | .devices.dev.writes, .nodes.beta.sent' "$T/watch" | xargs)" "0 0" "the rates"
+}
+
+# scrape: what the daemon's metrics are now, in $T/page.
+scrape() {
+    exec 7<>/dev/tcp/127.0.0.1/9150
+    printf 'GET /metrics HTTP/1.1\r\n\r\n' >&7
+    cat <&7 >"$T/page"
+    exec 7>&-
+}
+scraped() { scrape && grep -qxF "$1" "$T/page"; }
+
+# Metrics tell what kernel and daemon count, and a node's loss.
+test_metrics() {
+    start_two_nodes
+    export DSTD_METRICS=127.0.0.1:9150
+    start_daemon
+    dd if=/dev/zero of=/dev/mapper/dev bs=1M count=4 oflag=direct status=none
+    scrape
+    assert_contains "$(cat "$T/page")" "HTTP/1.1 200 OK"
+    assert_ok grep -qxF 'dst_device_written_bytes_total{device="dev"} 4194304' "$T/page"
+    assert_ok grep -qxF 'dst_node_links_live{node="alpha"} 4' "$T/page"
+    assert_ok grep -qxF 'dst_node_state{node="beta",state="live"} 1' "$T/page"
+    assert_ok grep -qxF 'dst_failed_passes_total 0' "$T/page"
+    kill_node beta
+    wait_until 20 "the loss in the metrics" scraped 'dst_node_state{node="beta",state="lost"} 1'
+    wait_until 20 "the daemon's word of it" scraped 'dst_wanting_nodes 1'
+}
+
+# doctor finds nothing bad where all is right, and names a dead node and a suspended device.
+test_doctor() {
+    start_two_nodes
+    start_daemon
+    run dstd doctor "$T/t.yaml"
+    assert_eq "$RC" 0 "its status ($OUT)"
+    assert_not_contains "$OUT" "BAD"
+    assert_contains "$OUT" "ok    the module dm-dst is loaded"
+    assert_contains "$OUT" "ok    udev runs and has the rule of dm-dst"
+    assert_contains "$OUT" "1 devices of dstd's and 2 nodes, all as they should be"
+    assert_match "$OUT" "dstd run. is there \($DAEMON\), its memory is locked"
+    assert_match "$OUT" "node alpha answers in [0-9.]+ ms: 8MiB, a stock server"
+    kill $DAEMON
+    wait $DAEMON || true
+    kill_node beta
+    wait_until 10 "the node's loss" node_says beta .state lost
+    assert_ok dmsetup suspend --noflush dev
+    run dstd doctor "$T/t.yaml"
+    assert_eq "$RC" 1 "its status ($OUT)"
+    assert_contains "$OUT" "BAD   device dev is suspended"
+    assert_contains "$OUT" "BAD   node beta has no link"
+    assert_contains "$OUT" "BAD   node beta can't be used"
+    assert_contains "$OUT" "note  no \`dstd run\` is there"
+    # udev may wait for the dead node with its scan
+    assert_ok dmsetup resume --noudevsync dev
+    assert_ok dstd fail-pending beta
 }
 
 status_tells_loss() { [[ $(dstd status --json | jq -r '.nodes[] | select(.name == "beta") | .state') == lost ]]; }

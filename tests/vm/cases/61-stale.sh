@@ -15,7 +15,7 @@ SIZE=16777216
 # The node alpha with two links to PORT, and device dev.
 make_device() {
     PORT=$1 GENERATION=0
-    defer "dst-nlpoke set node=alpha policy=2; dst-nlpoke fail node=alpha; dst-nlpoke fenced node=alpha force; dmsetup remove --retry dev"
+    defer "give_up alpha; dmsetup remove --retry dev"
     assert_ok dmsetup create dev --table "0 $((SIZE / 512)) dst 1 alpha 0 $((SIZE / 512))"
     connect 0 1
     let_udev_scan dev

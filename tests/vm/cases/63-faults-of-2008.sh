@@ -9,7 +9,7 @@ SIZE=16777216
 
 # make_dev [ZERO]: device dev, 16 MiB of alpha, whose server runs; one link, in slot 0.
 make_dev() {
-    defer "dst-nlpoke set node=alpha policy=2; dst-nlpoke fail node=alpha; dst-nlpoke fenced node=alpha force; dmsetup remove --retry dev"
+    defer "give_up alpha; dmsetup remove --retry dev"
     assert_ok dmsetup create dev --table "0 $((SIZE / 512)) dst 1 alpha 0 $((SIZE / 512))"
     give_link 1
     assert_ok udevadm settle --timeout=30

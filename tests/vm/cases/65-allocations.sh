@@ -238,7 +238,7 @@ faults_end() {
 test_workers() {
     local i failed generation=3
     need_faults
-    defer "dst-nlpoke fenced node=alpha force; dstd fail-pending alpha; dmsetup remove --retry dev"
+    defer "give_up alpha; dmsetup remove --retry dev"
     defer "source $(realpath "${BASH_SOURCE[0]}"); faults_end"
     make_node
     assert_ok dst-nlpoke set node=alpha quiesce=100

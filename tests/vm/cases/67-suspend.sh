@@ -14,7 +14,7 @@ CUT="a suspend can't wait for a write's pages"
 
 # make_devices: dev is 4 MiB of alpha, other the last MiB of that: it keeps the node while dev's table is another one.
 make_devices() {
-    defer "touch $T/go; dst-nlpoke set node=alpha policy=2; dst-nlpoke fail node=alpha; dst-nlpoke fenced node=alpha force; dmsetup remove --retry dev; dmsetup remove --retry other"
+    defer "touch $T/go; give_up alpha; dmsetup remove --retry dev; dmsetup remove --retry other"
     assert_ok dmsetup create dev --table "0 8192 dst 1 alpha 0 8192"
     assert_ok dmsetup create other --table "0 2048 dst 1 alpha 6144 2048"
     assert_ok dst-nlpoke set node=alpha "quiesce=$NEVER"
@@ -244,7 +244,8 @@ test_read_detached_amid_its_payload() {
     read_at 65536 65536 &
     reader=$!
     order alpha wait "$rule" fired 60
-    wait_until 30 "a part of the answer" node_says alpha ".links[0].received >= $((before + 20016))" true
+    # of the payload the socket may keep what isn't worth a wake-up
+    wait_until 30 "the answer's beginning" node_says alpha ".links[0].received >= $((before + 16))" true
     suspend_dev
     assert_ok on_links_are 1
     assert_ok field_is 6 0
