@@ -29,7 +29,7 @@ setup_build() {
 }
 
 setup_vm() {
-    need "to run the test VM" qemu-system-x86 qemu-utils nbdkit mmdebstrap e2fsprogs kmod busybox-static cpio \
+    need "to run the test VM" qemu-utils nbdkit mmdebstrap e2fsprogs kmod busybox-static cpio \
         xz-utils zstd util-linux debian-archive-keyring
 }
 

@@ -32,6 +32,20 @@ refused() {
 # node_says NODE JQ VALUE: whether the kernel says that of the node.
 node_says() { [[ $(dst-nlpoke get "node=$1" | jq -r "$2") == "$3" ]]; }
 
+# A time in milliseconds that is never over.
+# shellcheck disable=SC2034 # of those who source this
+NEVER=4294967295
+
+# on_links: requests that alpha's links have not been answered, also those that no bio waits for any more.
+on_links() { dst-nlpoke get node=alpha | jq '[.links[].in_flight] | add'; }
+on_links_are() { [[ $(on_links) == "$1" ]]; }
+
+# piece LETTER [BYTES]: $T/LETTER, by default 4 KiB of that letter.
+piece() { head -c "${2:-4096}" /dev/zero | tr '\0' "$1" >"$T/$1"; }
+
+# read_bytes BYTES OFFSET: of dev, direct, to $T/read.
+read_bytes() { timeout 150 dd if=/dev/mapper/dev of="$T/read" bs="$1" count=1 skip="$2" iflag=direct,skip_bytes status=none; }
+
 # let_udev_scan DEVICE: udev has read it, as it does once all its nodes have been live. That it has settled alone can
 # mean that it hasn't heard of it yet; later its read would be one more in flight.
 let_udev_scan() {

@@ -90,6 +90,18 @@ start_nbdkit() {
     launch "$name" "" nbdkit --foreground --port "$NODE_PORT" "$@"
 }
 
+# start_holding_server: alpha, 4 MiB, on which the next write stays while $T/hold exists at its begin and $T/go doesn't; $T/held tells.
+start_holding_server() {
+    make_image alpha 4M >/dev/null
+    # The server expands what stands in quotes, not we.
+    # shellcheck disable=SC2016
+    start_nbdkit alpha eval get_size='echo 4194304' thread_model='echo parallel' \
+        pread="dd if=$T/alpha.img iflag=skip_bytes,count_bytes skip=\$4 count=\$3 bs=1M status=none" \
+        pwrite="if mv $T/hold $T/held 2>/dev/null; then for i in \$(seq 600); do [ ! -e $T/go ] || break; sleep 0.1; done; fi
+            dd of=$T/alpha.img oflag=seek_bytes conv=notrunc seek=\$4 bs=1M iflag=fullblock status=none" \
+        flush="true"
+}
+
 # start_qemu_nbd NAME [ARG...]: qemu-nbd, by default raw $T/NAME.img, shared by 8 clients; export NAME.
 start_qemu_nbd() {
     local name=$1

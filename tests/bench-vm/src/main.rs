@@ -264,12 +264,10 @@ fn machine() -> Result<BTreeMap<String, String>> {
         .lines()
         .filter(|line| line.starts_with("processor"))
         .count();
+    let launcher = first_line("scripts/qemu.sh", &[]);
     Ok(BTreeMap::from([
         ("host".to_owned(), format!("{count} × {model}")),
-        (
-            "qemu".to_owned(),
-            first_line("qemu-system-x86_64", &["--version"]),
-        ),
+        ("qemu".to_owned(), first_line(&launcher, &["--version"])),
     ]))
 }
 

@@ -106,6 +106,8 @@ impl Tree {
 /// The cached pieces of a guest.
 #[derive(Debug)]
 pub struct Guest {
+    /// the launcher of scripts/qemu.sh
+    pub qemu: PathBuf,
     pub kernel_dir: PathBuf,
     pub release: String,
     pub initrd: PathBuf,
@@ -149,6 +151,7 @@ impl Guest {
             build.arg(tree.root.join("tests/planted"));
             modules.push(required_path(&mut build)?);
         }
+        let qemu = required_path(&mut tree.script("qemu.sh"))?;
         let initrd = required_path(tree.script("initrd.sh").arg(&kernel_dir))?;
         let rootfs = required_path(&mut tree.script("rootfs.sh"))?;
         let release = fs::read_to_string(kernel_dir.join("release"))
@@ -156,6 +159,7 @@ impl Guest {
             .trim()
             .to_owned();
         Ok(Some(Self {
+            qemu,
             kernel_dir,
             release,
             initrd,

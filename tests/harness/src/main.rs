@@ -2,6 +2,7 @@
 //! the demo or a shell in it. Called by the Makefile and by developers; needs no root once the caches are
 //! filled. This file owns the command line and the exit status; it never touches the host's kernel.
 
+mod console;
 mod disks;
 mod host;
 mod protocol;

@@ -113,14 +113,14 @@ impl Machine {
             .args(["-serial", "chardev:console", "-serial", "stdio"])
             .stdin(Stdio::null())
             .stdout(Stdio::piped());
-        command.spawn().context("starting qemu-system-x86_64")
+        command.spawn().context("starting QEMU")
     }
 
     /// Boots with the console on this terminal.
     pub fn interactive(&self) -> Result<ExitCode> {
         let mut command = self.command("console=ttyS0,115200 quiet");
         command.args(["-serial", "mon:stdio", "-serial", "null"]);
-        let status = command.status().context("starting qemu-system-x86_64")?;
+        let status = command.status().context("starting QEMU")?;
         Ok(if status.success() {
             ExitCode::SUCCESS
         } else {
@@ -184,7 +184,7 @@ fn outside_node(command: &mut Command, image: &Path) {
 /// QEMU dies with us (setpriv), so an interrupted run leaves no VM behind.
 fn base_command(accel: Accel, guest: &Guest) -> Command {
     let mut command = Command::new("setpriv");
-    command.args(["--pdeathsig", "KILL", "qemu-system-x86_64"]);
+    command.args(["--pdeathsig", "KILL"]).arg(&guest.qemu);
     command.args(accel.words());
     command.args(["-nodefaults", "-display", "none"]);
     command
@@ -247,7 +247,7 @@ fn probe_kvm(guest: &Guest) -> Result<bool> {
         .stdout(Stdio::null())
         .stderr(Stdio::null())
         .spawn()
-        .context("starting qemu-system-x86_64 to try KVM")?;
+        .context("starting QEMU to try KVM")?;
     let deadline = Instant::now() + PROBE_LIMIT;
     let said_so = || {
         fs::read_to_string(&log)

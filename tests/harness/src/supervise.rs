@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
+use crate::console::last_words;
 use crate::protocol::Message;
 use crate::qemu::{Accel, Machine};
 
@@ -17,7 +18,7 @@ use crate::qemu::{Accel, Machine};
 const BOOT_LIMIT: Duration = Duration::from_secs(240);
 /// What a test may take beyond its own limit: diagnosis, cleanup, module reload.
 const GRACE: Duration = Duration::from_secs(180);
-/// About one boot in thirty dies early under TCG without a trace.
+/// A boot that the busy host starved is tried again.
 const BOOT_TRIES: u32 = 4;
 const DEMO_LIMIT: Duration = Duration::from_secs(20 * 60);
 
@@ -194,7 +195,12 @@ fn one_life(
             Ok(message) => {
                 deadline = Instant::now() + allowance(&message, slowness);
                 match &message {
-                    Message::Boot(_) => booted = true,
+                    Message::Boot(_) => {
+                        if booted {
+                            show_last_words(machine, true);
+                        }
+                        booted = true;
+                    }
                     Message::Start { test, .. } => running = Some(test.clone()),
                     Message::Done { status } => break Some(End::Done { status: *status }),
                     Message::Reboot => booted = false,
@@ -205,9 +211,15 @@ fn one_life(
             Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => break None,
         }
     };
+    if end.is_none() {
+        show_last_words(machine, false);
+    }
     // already gone is as good as killed
     let _ = child.kill();
-    child.wait().context("waiting for QEMU")?;
+    let status = child.wait().context("waiting for QEMU")?;
+    if end.is_none() {
+        eprintln!("dst-vm: QEMU ended with {status}");
+    }
     match end {
         Some(end) => Ok(end),
         None if Instant::now() >= vm_deadline => {
@@ -220,6 +232,13 @@ fn one_life(
             running.unwrap_or_else(|| "no test".to_owned()),
         )),
         None => Ok(End::DiedInBoot),
+    }
+}
+
+/// Nobody asked for this end: the reason is on the console, if anywhere.
+fn show_last_words(machine: &Machine, reset: bool) {
+    for line in last_words(machine.console(), reset) {
+        println!("  ! {line}");
     }
 }
 

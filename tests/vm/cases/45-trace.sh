@@ -8,7 +8,6 @@ source "$(dirname "${BASH_SOURCE[0]}")/../control.sh"
 source "$(dirname "${BASH_SOURCE[0]}")/../devices.sh"
 
 TRACING=/sys/kernel/tracing
-NEVER=4294967295
 
 # make_device TABLE: dev, on nodes of 4 MiB.
 make_device() {
@@ -61,6 +60,15 @@ assert_answered() {
     assert_match "$reply" ' latency=[1-9][0-9]* ' "the reply to '$1'"
 }
 
+# assert_sent DEVICE OP SECTOR NODE FIELDS: that request was sent once, to that node's link, holds the fields, was answered.
+assert_sent() {
+    local request
+    request=$(once send "dev=$1" "op=$2" ${3:+"sector=$3"})
+    assert_contains "$request" " node=$4 slot=0 generation=1 "
+    assert_contains "$request" " $5 "
+    assert_answered "$request"
+}
+
 # unaccounted: bios without their part on a node or their end, requests without an answer that weren't sent again.
 unaccounted() {
     awk '{
@@ -90,22 +98,17 @@ unaccounted() {
     }' $TRACING/trace
 }
 
-piece() { head -c 4096 /dev/zero | tr '\0' "$1" >"$T/$1"; }
 # write_piece LETTER: at the begin of dev.
 write_piece() {
     piece "$1"
     timeout 150 dd if="$T/$1" of=/dev/mapper/dev bs=4k count=1 oflag=direct conv=notrunc,nocreat status=none
 }
-# read_at BYTES OFFSET: to $T/read
-read_at() { timeout 150 dd if=/dev/mapper/dev of="$T/read" bs="$1" count=1 skip="$2" iflag=direct,skip_bytes status=none; }
 field_is() { [[ $(node_field alpha "$1") == "$2" ]]; }
-on_links_are() { [[ $(dst-nlpoke get node=alpha | jq '[.links[].in_flight] | add') == "$1" ]]; }
 
 # A read over the end of an extent: it is split there, and each part goes to its node and is answered, and ends. A write;
 # a flush, which goes where the write went, and is nobody's.
 # @timeout 400
 test_split_send_reply() {
-    local request
     make_file "$(make_image alpha 4M)" 4M
     make_file "$(make_image beta 4M)" 4M
     start_nbdkit alpha
@@ -114,7 +117,7 @@ test_split_send_reply() {
     set_link alpha 1
     set_link beta 1
     listen
-    assert_ok read_at 131072 $((4194304 - 65536))
+    assert_ok read_bytes 131072 $((4194304 - 65536))
     assert_ok cmp -n 65536 "$T/read" "$(node_image alpha)" 0 $((4194304 - 65536))
     assert_ok cmp -n 65536 "$T/read" "$(node_image beta)" 65536 0
     assert_ok write_piece A
@@ -122,44 +125,20 @@ test_split_send_reply() {
 
     assert_once submit "dev=$DEV" op=READ sector=8064 nr_sector=256
     assert_once split "dev=$DEV" op=READ sector=8064 nr_sector=256 first=128 why=extent
-    request=$(once send "dev=$DEV" op=READ sector=8064)
-    assert_contains "$request" " node=alpha slot=0 generation=1 "
-    assert_contains "$request" " offset=4128768 length=65536 "
-    assert_answered "$request"
+    assert_sent "$DEV" READ "8064" alpha "offset=4128768 length=65536"
     assert_once end "dev=$DEV" op=READ sector=8064 nr_sector=128 error=0
     assert_once submit "dev=$DEV" op=READ sector=8192 nr_sector=128
-    request=$(once send "dev=$DEV" op=READ sector=8192)
-    assert_contains "$request" " node=beta slot=0 generation=1 "
-    assert_contains "$request" " offset=0 length=65536 "
-    assert_answered "$request"
+    assert_sent "$DEV" READ "8192" beta "offset=0 length=65536"
     assert_once end "dev=$DEV" op=READ sector=8192 nr_sector=128 error=0
 
     assert_once submit "dev=$DEV" op=WRITE sector=0 nr_sector=8
-    request=$(once send "dev=$DEV" op=WRITE sector=0)
-    assert_contains "$request" " node=alpha slot=0 generation=1 "
-    assert_contains "$request" " offset=0 length=4096 "
-    assert_answered "$request"
+    assert_sent "$DEV" WRITE "0" alpha "offset=0 length=4096"
     assert_once end "dev=$DEV" op=WRITE sector=0 nr_sector=8 error=0
     assert_once submit "dev=$DEV" op=FLUSH
-    request=$(once send op=FLUSH)
-    assert_contains "$request" " node=alpha slot=0 generation=1 "
-    assert_contains "$request" " dev=0,0 "
-    assert_answered "$request"
+    assert_sent 0,0 FLUSH "" alpha "offset=0 length=0"
     assert_once end "dev=$DEV" op=FLUSH error=0
     assert_eq "$(traced requeue)$(traced wait)" "" "what went another way"
     assert_eq "$(unaccounted)" "" "what the trace leaves open"
-}
-
-# A server on which the next write stays while $T/hold exists at its begin and $T/go doesn't; $T/held tells.
-start_holding_server() {
-    make_image alpha 4M >/dev/null
-    # The server expands what stands in quotes, not we.
-    # shellcheck disable=SC2016
-    start_nbdkit alpha eval get_size='echo 4194304' thread_model='echo parallel' \
-        pread="dd if=$T/alpha.img iflag=skip_bytes,count_bytes skip=\$4 count=\$3 bs=1M status=none" \
-        pwrite="if mv $T/hold $T/held 2>/dev/null; then for i in \$(seq 600); do [ ! -e $T/go ] || break; sleep 0.1; done; fi
-            dd of=$T/alpha.img oflag=seek_bytes conv=notrunc seek=\$4 bs=1M iflag=fullblock status=none" \
-        flush="true"
 }
 
 # A write's link is lost: that it is sent again, and why, and what the loss leaves behind. The next write to that range waits
@@ -218,7 +197,7 @@ test_suspend() {
     set_link alpha 1
     listen
     pause_node alpha
-    read_at 65536 65536 &
+    read_bytes 65536 65536 &
     reader=$!
     wait_until 20 "the read on the link" on_links_are 1
     assert_ok timeout 60 dmsetup suspend --noflush dev

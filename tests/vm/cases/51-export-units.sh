@@ -1,6 +1,9 @@
 #!/usr/bin/env bash
 # The node server's units under the real systemd: several instances of dstd-export@ on one machine, with their sockets.
 # What the units hold is compared natively (dstd/tests/install.rs). docs/node-server.md, "Several on one machine".
+
+# shellcheck source=tests/vm/control.sh
+source "$(dirname "${BASH_SOURCE[0]}")/../control.sh"
 # shellcheck source=tests/vm/devices.sh
 source "$(dirname "${BASH_SOURCE[0]}")/../devices.sh"
 
@@ -25,7 +28,6 @@ stop_instances_at_the_end() {
 
 unit_is() { [[ $(systemctl show -P "$2" "dstd-export@$1.service") == "$3" ]]; }
 incarnation() { dstd probe "nbd://127.0.0.1:$2/$1" --json | jq -r .incarnation; }
-live() { [[ $(dst-nlpoke get "node=$1" | jq -r .live) == 2 ]]; }
 
 # What the kernel has of two's links: a link that was made anew has another generation.
 links_of_two() { dst-nlpoke get node=two | jq -c '[.reconnects, .errors, [.links[].generation]]'; }
@@ -67,15 +69,14 @@ one_is_started_again() {
     main=$(systemctl show -P MainPID dstd-export@two)
     two=$(links_of_two)
     assert_ok systemctl stop dstd-export@one
-    wait_until 20 "the loss of one" node_lost one
+    wait_until 20 "the loss of one" node_says one .state lost
     assert_ok dd if="$T/data" of=/dev/mapper/dev bs=64k count=128 skip=128 seek=128 oflag=direct status=none
     assert_ok cmp -n $half -i $half "$T/data" /dev/mapper/dev
     assert_ok systemctl start dstd-export@one
-    wait_until 60 "the links to one" live one
+    wait_until 60 "the links to one" node_says one .live 2
     assert_eq "$(links_of_two)" "$two" "reconnects, errors and generations of two"
     assert_eq "$(systemctl show -P MainPID dstd-export@two)" "$main" "the process of two"
 }
-node_lost() { [[ $(dst-nlpoke get "node=$1" | jq -r .state) == lost ]]; }
 
 # A failed flush that one instance counted is known when it was stopped and started, and when another was: systemd empties
 # no directory that they share.

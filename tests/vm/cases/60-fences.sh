@@ -7,7 +7,6 @@ source "$(dirname "${BASH_SOURCE[0]}")/../control.sh"
 # shellcheck source=tests/vm/devices.sh
 source "$(dirname "${BASH_SOURCE[0]}")/../devices.sh"
 
-NEVER=4294967295
 LEAVE_NOTHING="give_up alpha; dmsetup remove --retry dev"
 
 # make_slow_node: 4 MiB, two links. While $T/slow exists a write sleeps 10 s before it is done, and $T/began tells.
@@ -42,7 +41,6 @@ set_links() {
         "link=0:$first:nbd@$(node_uri alpha)" "link=1:$second:nbd@$(node_uri alpha)" "$@"
 }
 
-piece() { head -c 4096 /dev/zero | tr '\0' "$1" >"$T/$1"; }
 # write_piece LETTER [BLOCK]
 write_piece() {
     piece "$1"

@@ -9,7 +9,6 @@ source "$(dirname "${BASH_SOURCE[0]}")/../devices.sh"
 # shellcheck source=tests/vm/proxy.sh
 source "$(dirname "${BASH_SOURCE[0]}")/../proxy.sh"
 
-NEVER=4294967295
 SIZE=16777216
 
 # The node alpha with two links to PORT, and device dev.

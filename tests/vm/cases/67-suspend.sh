@@ -9,7 +9,6 @@ source "$(dirname "${BASH_SOURCE[0]}")/../devices.sh"
 # shellcheck source=tests/vm/proxy.sh
 source "$(dirname "${BASH_SOURCE[0]}")/../proxy.sh"
 
-NEVER=4294967295
 CUT="a suspend can't wait for a write's pages"
 
 # make_devices: dev is 4 MiB of alpha, other the last MiB of that: it keeps the node while dev's table is another one.
@@ -41,32 +40,15 @@ quiet_udev() {
     assert_ok udevadm control --stop-exec-queue
 }
 
-# A server on which the next write stays while $T/hold exists at its begin and $T/go doesn't; $T/held tells.
-start_holding_server() {
-    make_image alpha 4M >/dev/null
-    # The server expands what stands in quotes, not we.
-    # shellcheck disable=SC2016
-    start_nbdkit alpha eval get_size='echo 4194304' thread_model='echo parallel' \
-        pread="dd if=$T/alpha.img iflag=skip_bytes,count_bytes skip=\$4 count=\$3 bs=1M status=none" \
-        pwrite="if mv $T/hold $T/held 2>/dev/null; then for i in \$(seq 600); do [ ! -e $T/go ] || break; sleep 0.1; done; fi
-            dd of=$T/alpha.img oflag=seek_bytes conv=notrunc seek=\$4 bs=1M iflag=fullblock status=none" \
-        flush="true"
-}
-
-piece() { head -c "${2:-4096}" /dev/zero | tr '\0' "$1" >"$T/$1"; }
 # write_at DEVICE LETTER BYTES OFFSET: in one request.
 write_at() {
     piece "$2" "$3"
     timeout 150 dd if="$T/$2" of="/dev/mapper/$1" bs="$3" count=1 seek="$4" oflag=direct,seek_bytes conv=notrunc,nocreat status=none
 }
-# read_at BYTES OFFSET: to $T/read
-read_at() { timeout 150 dd if=/dev/mapper/dev of="$T/read" bs="$1" count=1 skip="$2" iflag=direct,skip_bytes status=none; }
 # image_holds LETTER BYTES OFFSET
 image_holds() { cmp -n "$2" "$T/$1" "$(node_image alpha)" 0 "$3"; }
 field_is() { [[ $(node_field alpha "$1" other) == "$2" ]]; }
 links_are() { [[ $(dst-nlpoke get node=alpha | jq -r '[.links[] | select(.state == "live") | "\(.slot):\(.generation)"] | sort | join(" ")') == "$1" ]]; }
-on_links() { dst-nlpoke get node=alpha | jq '[.links[].in_flight] | add'; }
-on_links_are() { [[ $(on_links) == "$1" ]]; }
 sent_above() { (($(dst-nlpoke get node=alpha | jq '[.links[].sent] | add') > $1)); }
 
 suspend_dev() { assert_ok timeout 60 dmsetup suspend --noflush dev; }
@@ -90,7 +72,7 @@ test_stopped_server_keeps_its_links() {
     make_devices
     set_links 0:1 1:2
     pause_node alpha
-    read_at 65536 65536 &
+    read_bytes 65536 65536 &
     reader=$!
     write_at dev A 65536 0 &
     writer=$!
@@ -139,7 +121,7 @@ test_detached_write_comes_before_the_next() {
     second=$!
     wait_until 30 "the next write at the guard" field_is 13 1
     assert_ok write_at dev C 4096 8192
-    assert_ok read_at 4096 0
+    assert_ok read_bytes 4096 0
     assert_ok cmp -n 4096 /dev/zero "$T/read"
     assert_ok kill -0 $second
     assert_ok on_links_are 1
@@ -241,7 +223,7 @@ test_read_detached_amid_its_payload() {
     PORT=$PROXY_PORT set_links 0:1
     before=$(dst-nlpoke get node=alpha | jq '.links[0].received')
     rule=$(order alpha arm reply read at 65536 66047 when payload 20000 "do" stall down)
-    read_at 65536 65536 &
+    read_bytes 65536 65536 &
     reader=$!
     order alpha wait "$rule" fired 60
     # of the payload the socket may keep what isn't worth a wake-up
@@ -254,7 +236,7 @@ test_read_detached_amid_its_payload() {
     order alpha heal all
     wait $reader || fail "the read failed"
     assert_ok cmp -n 65536 "$T/read" "$(node_image alpha)" 0 65536
-    assert_ok read_at 1048576 1048576
+    assert_ok read_bytes 1048576 1048576
     assert_ok cmp -n 1048576 "$T/read" "$(node_image alpha)" 0 1048576
     unharmed 0:1
 }
@@ -288,7 +270,7 @@ test_unsent_requests_leave_the_batch() {
     wait_until 30 "the second write to follow" node_says alpha .in_flight 2
     write_at dev A 4096 0 &
     pids+=($!)
-    read_at 4096 8192 &
+    read_bytes 4096 8192 &
     pids+=($!)
     wait_until 30 "both requests of dev to follow" node_says alpha .in_flight 4
     assert_ok on_links_are 1
@@ -389,7 +371,7 @@ test_detached_requests_count() {
     assert_ok on_links_are 256
     resume_node alpha
     wait $load || fail "a read failed: $(cat "$T/fio")"
-    assert_ok read_at 1048576 0
+    assert_ok read_bytes 1048576 0
     assert_ok cmp -n 1048576 "$T/read" "$(node_image alpha)"
     unharmed 0:1
 }
