@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use nix::errno::Errno;
 
+use super::place;
 use super::pool::Loan;
 use super::ring::Inbox;
 use crate::export::backend::{Backend, Run, SlowOp};
@@ -105,6 +106,7 @@ impl Jobs {
 }
 
 fn serve(shared: &Shared) {
+    place::roam();
     let mut queue = shared.lock();
     loop {
         while let Some(job) = queue.jobs.pop_front() {

@@ -10,6 +10,7 @@ mod jobs;
 mod large;
 mod link;
 mod pace;
+mod place;
 mod plain;
 mod pool;
 mod reply;
@@ -35,6 +36,7 @@ use tracing::{error, info};
 use super::link::Transmission;
 use jobs::Jobs;
 use pace::{Pace, Way};
+use place::Place;
 use plain::Plain;
 use ring::{Inbox, Message, Ring};
 use run::{Gauges, Worker};
@@ -107,12 +109,12 @@ impl Workers {
             let gauges = Arc::new(Gauges::new(&links));
             let (opened, result) = channel();
             let (jobs, to, seen) = (jobs.clone(), Arc::clone(&inbox), Arc::clone(&gauges));
-            let pace = Pace::new(cpus, way);
+            let waits = (Pace::new(cpus, count, way), Place::new(index));
             let thread = std::thread::Builder::new()
                 .name(format!("dst-export-{index}"))
                 .spawn(move || match engine {
-                    Engine::Plain => serve::<Plain>(jobs, to, seen, pace, &opened),
-                    _ => serve::<Uring>(jobs, to, seen, pace, &opened),
+                    Engine::Plain => serve::<Plain>(jobs, to, seen, waits, &opened),
+                    _ => serve::<Uring>(jobs, to, seen, waits, &opened),
                 })?;
             workers.lock().push(thread);
             workers.workers.push(Handle { inbox, gauges });
@@ -212,7 +214,7 @@ fn serve<R: Ring>(
     jobs: Jobs,
     inbox: Arc<Inbox>,
     gauges: Arc<Gauges>,
-    pace: Pace,
+    waits: (Pace, Place),
     opened: &Sender<io::Result<()>>,
 ) {
     let _abort = AbortOnPanic;
@@ -225,7 +227,7 @@ fn serve<R: Ring>(
     };
     slice::shorten();
     let _ = opened.send(Ok(()));
-    if let Err(failure) = Worker::new(ring, jobs, inbox, gauges, pace).run() {
+    if let Err(failure) = Worker::new(ring, jobs, inbox, gauges, waits).run() {
         error!("a worker's engine failed, the server ends at once: {failure}");
         std::process::abort();
     }

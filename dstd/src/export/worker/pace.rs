@@ -1,4 +1,5 @@
-//! How a worker waits when it has nothing to do: blocked, looking again for a moment, or after a nap.
+//! How a worker waits when it has nothing to do: blocked, looking again for a moment, after a nap, or blocked on a processor
+//! of its own.
 //!
 //! Owns the choice, which it makes by trying: a way to wait is kept only while requests are served at least as fast as
 //! before it. Told of each round by the worker's loop. Pure: time comes in as a number; waits for nothing itself.
@@ -14,6 +15,8 @@ pub enum Way {
     Spin,
     /// Receive nothing for a moment, so that many requests come with one wake-up: for a client that has many under way.
     Nap,
+    /// Block, but stay on one processor: for several clients that each wait for a reply.
+    Stay,
 }
 
 /// As long as a client needs to see a reply and send the next request.
@@ -35,10 +38,11 @@ const SPIN_FROM: f64 = 5_000.0;
 const NAP_FROM: f64 = 60_000.0;
 /// Requests a round up to which a client seems to wait for each reply.
 const ONE_AT_A_TIME: f64 = 1.05;
-/// By how much spinning has to be faster, as it takes a processor; and how much slower naps may seem, as they save one
-/// and two windows are never quite alike.
+/// By how much spinning has to be faster, as it takes a processor; and how much slower the others may seem: naps save one,
+/// to stay costs none, and two windows are never quite alike. (After it stayed a worker is as fast for some windows more, so
+/// no gain would be seen.)
 const SPIN_GAINS: f64 = 1.3;
-const NAP_LOSES: f64 = 0.9;
+const MAY_LOSE: f64 = 0.9;
 
 /// ```text
 ///           promising             fast enough
@@ -68,12 +72,14 @@ pub struct Pace {
     no_naps: bool,
     /// There is another processor for the client meanwhile.
     may_spin: bool,
+    /// Each worker can have a processor of its own.
+    may_stay: bool,
     fixed: Option<Way>,
 }
 
 impl Pace {
     /// `cpus`: that this process may run on; `fixed`: always this way; for tests.
-    pub fn new(cpus: usize, fixed: Option<Way>) -> Pace {
+    pub fn new(cpus: usize, workers: usize, fixed: Option<Way>) -> Pace {
         Pace {
             phase: Phase::Watch,
             since: Duration::ZERO,
@@ -83,6 +89,7 @@ impl Pace {
             pause: PAUSE,
             no_naps: false,
             may_spin: cpus > 1,
+            may_stay: cpus > 1 && workers <= cpus,
             fixed,
         }
     }
@@ -128,9 +135,11 @@ impl Pace {
         }
         // Requests may also come one at a time because the worker keeps up with a client that has many under way.
         let spin = self.may_spin && links == 1 && together <= ONE_AT_A_TIME && rate >= SPIN_FROM;
+        let stay = self.may_stay && links > 1 && rate >= SPIN_FROM;
         match rate >= NAP_FROM {
-            true if !(spin && self.no_naps) => Phase::Try(Way::Nap, rate, 0),
+            true if !((spin || stay) && self.no_naps) => Phase::Try(Way::Nap, rate, 0),
             _ if spin => Phase::Try(Way::Spin, rate, 0),
+            _ if stay => Phase::Try(Way::Stay, rate, 0),
             _ => Phase::Watch,
         }
     }
@@ -151,7 +160,7 @@ impl Pace {
 fn good(way: Way, rate: f64, blocked: f64) -> bool {
     rate >= match way {
         Way::Spin => blocked * SPIN_GAINS,
-        _ => blocked * NAP_LOSES,
+        _ => blocked * MAY_LOSE,
     }
 }
 
@@ -164,19 +173,21 @@ mod tests {
         block: f64,
         spin: f64,
         nap: f64,
+        stay: f64,
         together: usize,
         links: usize,
     }
 
     /// Plays it for so long; returns the share of the time that was spent in each way.
-    fn play(pace: &mut Pace, from: Duration, time: Duration, load: &Load) -> [f64; 3] {
-        let (mut now, mut spent) = (from, [0.0; 3]);
+    fn play(pace: &mut Pace, from: Duration, time: Duration, load: &Load) -> [f64; 4] {
+        let (mut now, mut spent) = (from, [0.0; 4]);
         while now < from + time {
             let way = pace.way();
             let (rate, together) = match way {
                 Way::Block => (load.block, load.together),
                 Way::Spin => (load.spin, load.together),
                 Way::Nap => (load.nap, 8),
+                Way::Stay => (load.stay, load.together),
             };
             let step = Duration::from_secs_f64(together as f64 / rate);
             spent[way as usize] += step.as_secs_f64() / time.as_secs_f64();
@@ -190,6 +201,7 @@ mod tests {
         block: 20e3,
         spin: 40e3,
         nap: 10e3,
+        stay: 20e3,
         together: 1,
         links: 1,
     };
@@ -197,6 +209,7 @@ mod tests {
         block: 190e3,
         spin: 190e3,
         nap: 200e3,
+        stay: 190e3,
         together: 2,
         links: 1,
     };
@@ -204,9 +217,9 @@ mod tests {
 
     #[test]
     fn who_waits_for_each_reply_is_looked_for_and_who_sends_many_is_let_gather() {
-        let [block, spin, nap] = play(&mut Pace::new(2, None), SECOND, SECOND, &ONE);
+        let [block, spin, nap, _] = play(&mut Pace::new(2, 2, None), SECOND, SECOND, &ONE);
         assert!(spin > 0.95 && block < 0.05 && nap == 0.0, "{spin} {block}");
-        let [block, spin, nap] = play(&mut Pace::new(2, None), SECOND, SECOND, &MANY);
+        let [block, spin, nap, _] = play(&mut Pace::new(2, 2, None), SECOND, SECOND, &MANY);
         assert!(nap > 0.95 && block < 0.05 && spin == 0.0, "{nap} {block}");
     }
 
@@ -217,49 +230,86 @@ mod tests {
             together: 1,
             ..MANY
         };
-        let [block, _, nap] = play(&mut Pace::new(2, None), SECOND, SECOND, &apart);
+        let [block, _, nap, _] = play(&mut Pace::new(2, 2, None), SECOND, SECOND, &apart);
         assert!(nap > 0.95 && block < 0.05, "{nap} {block}");
         let fast = Load {
             block: 70e3,
             spin: 140e3,
             ..ONE
         };
-        let [_, spin, _] = play(&mut Pace::new(2, None), SECOND, SECOND, &fast);
+        let [_, spin, ..] = play(&mut Pace::new(2, 2, None), SECOND, SECOND, &fast);
         assert!(spin > 0.8, "{spin}");
     }
 
     #[test]
     fn on_the_only_processor_nobody_is_looked_for() {
-        let [_, spin, _] = play(&mut Pace::new(1, None), SECOND, SECOND, &ONE);
+        let [_, spin, ..] = play(&mut Pace::new(1, 1, None), SECOND, SECOND, &ONE);
         assert!(spin == 0.0, "{spin}");
     }
 
     #[test]
     fn what_gains_nothing_is_tried_ever_less() {
         for load in [Load { spin: 21e3, ..ONE }, Load { nap: 160e3, ..MANY }] {
-            let mut pace = Pace::new(2, None);
+            let mut pace = Pace::new(2, 2, None);
             let [block, ..] = play(&mut pace, SECOND, 10 * SECOND, &load);
             assert!(block > 0.97, "{block}");
         }
     }
 
+    const SEVERAL: Load = Load {
+        stay: 35e3,
+        links: 2,
+        ..ONE
+    };
+
     #[test]
-    fn several_links_slow_loads_and_idleness_are_left_alone() {
+    fn for_several_clients_that_wait_for_replies_it_stays_unless_that_is_slower() {
+        let [block, .., stay] = play(&mut Pace::new(2, 2, None), SECOND, SECOND, &SEVERAL);
+        assert!(stay > 0.95 && block < 0.05, "{stay} {block}");
+        let crowded = Load {
+            stay: 10e3,
+            ..SEVERAL
+        };
+        let [block, .., stay] = play(&mut Pace::new(2, 2, None), SECOND, 10 * SECOND, &crowded);
+        assert!(block > 0.97 && stay < 0.03, "{stay} {block}");
+    }
+
+    #[test]
+    fn when_others_come_to_its_processor_it_leaves_and_comes_back_after_them() {
+        let mut pace = Pace::new(2, 2, None);
+        play(&mut pace, SECOND, SECOND, &SEVERAL);
+        let crowded = Load {
+            stay: 10e3,
+            ..SEVERAL
+        };
+        let [block, ..] = play(&mut pace, 2 * SECOND, 10 * SECOND, &crowded);
+        assert!(block > 0.95, "{block}");
+        let [.., stay] = play(&mut pace, 12 * SECOND, 10 * SECOND, &SEVERAL);
+        assert!(stay > 0.9, "{stay}");
+    }
+
+    #[test]
+    fn workers_without_a_processor_each_do_not_stay() {
+        let [block, ..] = play(&mut Pace::new(2, 3, None), SECOND, SECOND, &SEVERAL);
+        assert!(block > 0.9999, "{block}");
+    }
+
+    #[test]
+    fn slow_loads_and_idleness_are_left_alone() {
         let slow = Load {
             block: 4e3,
             spin: 30e3,
             ..ONE
         };
-        let several = Load { links: 2, ..ONE };
         let light = Load {
             block: 50e3,
             ..MANY
         };
-        for load in [slow, several, light] {
-            let [block, ..] = play(&mut Pace::new(2, None), SECOND, SECOND, &load);
+        for load in [slow, light] {
+            let [block, ..] = play(&mut Pace::new(2, 2, None), SECOND, SECOND, &load);
             assert!(block == 1.0 || block > 0.9999, "{block}");
         }
-        let mut pace = Pace::new(2, None);
+        let mut pace = Pace::new(2, 2, None);
         play(&mut pace, SECOND, SECOND, &ONE);
         assert_eq!(pace.way(), Way::Spin);
         pace.round(3 * SECOND, 1, 1);
@@ -268,11 +318,11 @@ mod tests {
 
     #[test]
     fn a_load_that_changes_is_noticed_within_windows() {
-        let mut pace = Pace::new(2, None);
+        let mut pace = Pace::new(2, 2, None);
         play(&mut pace, SECOND, SECOND, &MANY);
-        let [_, spin, _] = play(&mut pace, 2 * SECOND, SECOND, &ONE);
+        let [_, spin, ..] = play(&mut pace, 2 * SECOND, SECOND, &ONE);
         assert!(spin > 0.9, "{spin}");
-        let [_, _, nap] = play(&mut pace, 3 * SECOND, SECOND, &MANY);
+        let [_, _, nap, _] = play(&mut pace, 3 * SECOND, SECOND, &MANY);
         assert!(nap > 0.7, "{nap}");
     }
 }

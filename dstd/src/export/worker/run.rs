@@ -16,6 +16,7 @@ use super::core::{Core, Flight, Kind, job_outcome, outcome, parse};
 use super::jobs::{Done, Jobs};
 use super::link::{Link, Turn};
 use super::pace::{NAP, Pace, SPIN, Way};
+use super::place::Place;
 use super::reply::refusal_of;
 use super::ring::{Completion, Inbox, Message, Ring};
 use crate::export::link::{End, Transmission};
@@ -65,6 +66,7 @@ pub struct Worker<R> {
     inbox: Arc<Inbox>,
     gauges: Arc<Gauges>,
     pace: Pace,
+    place: Place,
     /// What the pace's times count from.
     began: Instant,
     /// Looked for something in vain: now it blocks.
@@ -82,7 +84,13 @@ impl<R> std::fmt::Debug for Worker<R> {
 }
 
 impl<R: Ring> Worker<R> {
-    pub fn new(ring: R, jobs: Jobs, inbox: Arc<Inbox>, gauges: Arc<Gauges>, pace: Pace) -> Self {
+    pub fn new(
+        ring: R,
+        jobs: Jobs,
+        inbox: Arc<Inbox>,
+        gauges: Arc<Gauges>,
+        (pace, place): (Pace, Place),
+    ) -> Self {
         let links = Arc::clone(&gauges.all_links);
         Worker {
             core: Core::new(ring, jobs, Arc::clone(&inbox), links),
@@ -92,6 +100,7 @@ impl<R: Ring> Worker<R> {
             inbox,
             gauges,
             pace,
+            place,
             began: Instant::now(),
             spun: false,
             napped: false,
@@ -120,6 +129,7 @@ impl<R: Ring> Worker<R> {
             if served > 0 {
                 let now = self.began.elapsed();
                 self.pace.round(now, served, self.links.len());
+                self.place.stay(self.pace.way() == Way::Stay);
                 if self.pace.way() == Way::Nap && self.ready.is_empty() {
                     self.nap(&mut completions)?;
                 }

@@ -133,8 +133,8 @@ fn flood(server: &Server, peer: &mut Peer, acts: &[Act]) {
 #[test]
 fn random_requests_agree_with_a_byte_array() {
     for engine in ENGINES {
-        for (n, mode) in MODES.into_iter().cycle().take(9).enumerate() {
-            let way = [None, Some(Way::Spin), Some(Way::Nap)][n / 3];
+        for (n, mode) in MODES.into_iter().cycle().take(12).enumerate() {
+            let way = [None, Some(Way::Spin), Some(Way::Nap), Some(Way::Stay)][n / 3];
             WAY.set(way);
             // A failure prints the acts that led to it, shrunk, and its seed goes to proptest-regressions.
             let config = ProptestConfig {
