@@ -18,7 +18,7 @@ use crate::qemu::{Accel, Machine};
 const BOOT_LIMIT: Duration = Duration::from_secs(240);
 /// What a test may take beyond its own limit: diagnosis, cleanup, module reload.
 const GRACE: Duration = Duration::from_secs(180);
-/// A boot that the busy host starved is tried again.
+/// Where the host is so busy that a guest starves, the next boot may have more luck.
 const BOOT_TRIES: u32 = 4;
 const DEMO_LIMIT: Duration = Duration::from_secs(20 * 60);
 
