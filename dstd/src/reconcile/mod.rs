@@ -21,6 +21,7 @@ mod pass_bench;
 #[cfg(test)]
 mod property_tests;
 mod run;
+mod schedule;
 #[cfg(test)]
 mod session_tests;
 #[cfg(test)]
@@ -34,5 +35,6 @@ pub use interrupt::{Asked, Interrupt};
 pub use links::{LinkError, connect};
 pub use observe::{Survey, locals, observe, probe_nodes};
 pub use run::{Daemon, RunError, run};
+pub use schedule::Cause;
 
 pub(crate) use calls::{blocking, blocking_dm};
