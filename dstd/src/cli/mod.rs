@@ -3,6 +3,7 @@
 
 mod apply;
 mod args;
+mod bar;
 mod color;
 mod doctor;
 mod export;

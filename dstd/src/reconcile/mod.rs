@@ -28,7 +28,7 @@ mod session_tests;
 mod tests;
 mod worker;
 
-pub use apply::{Applied, ApplyError, apply, survey, unreachable};
+pub use apply::{Applied, ApplyError, Progress, apply, survey, unreachable};
 pub use calls::Calls;
 pub use execute::{Executor, Failure, Mode};
 pub use interrupt::{Asked, Interrupt};

@@ -211,6 +211,22 @@ test_plan_statuses_and_second_apply() {
     refused 64 "Usage" dstd plan --nonsense
 }
 
+# apply in a terminal shows a bar while it waits, and what stays is the same lines as without one.
+test_apply_on_a_terminal() {
+    local plain
+    start_two_nodes
+    dstd apply "$T/t.yaml" >"$T/plain"
+    assert_not_contains "$(cat "$T/plain")" $'\e'
+    assert_not_contains "$(cat "$T/plain")" $'\r'
+    let_udev_scan dev
+    assert_ok dstd remove dev
+    TERM=linux NO_COLOR=1 script -qec "stty cols 100; dstd apply $T/t.yaml" "$T/typescript" >/dev/null </dev/null
+    assert_contains "$(cat "$T/typescript")" "] 2 of 2 nodes have answered" "what was on the terminal"
+    assert_contains "$(cat "$T/typescript")" "] 0 of 5 steps are done" "what was on the terminal"
+    plain=$(sed '1d;$d; s/\r*$//; s/.*\r\x1b\[K//' "$T/typescript" | grep '^  [-+~]')
+    assert_eq "$plain" "$(grep '^  [-+~]' "$T/plain")" "the steps that stay on it"
+}
+
 # status --json is JSON with the fields that docs/dstd.md lists, and their values are the kernel's.
 test_status_json() {
     start_two_nodes
