@@ -4,6 +4,8 @@
 #![allow(clippy::unwrap_used)]
 
 use std::collections::BTreeSet;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
 use std::process::Command;
 
 const DSTD: &str = env!("CARGO_BIN_EXE_dstd");
@@ -24,10 +26,17 @@ COMPREPLY=()
 
 /// What bash offers for the last of these words.
 fn offered(words: &[&str]) -> BTreeSet<String> {
+    offered_by(Path::new(DSTD).parent().unwrap(), words)
+}
+
+/// The same where this directory's `dstd` is the one on the line.
+fn offered_by(directory: &Path, words: &[&str]) -> BTreeSet<String> {
+    let path = format!("{}:{}", directory.display(), std::env::var("PATH").unwrap());
     let ran = Command::new("bash")
         .args(["--norc", "-c", ASK, "bash"])
         .args(words)
         .env("DSTD", DSTD)
+        .env("PATH", path)
         .output()
         .unwrap();
     let said = String::from_utf8_lossy(&ran.stderr);
@@ -112,10 +121,78 @@ fn values_that_are_known_are_offered() {
     assert!(shells.contains("zsh"), "{shells:?}");
 }
 
-/// The page says so: what is offered beside options is what bash itself would offer.
+/// Names of the topology that is on the line; else of the one in /etc/dst.
 #[test]
-fn names_of_devices_and_nodes_are_not_known() {
-    let options = options("remove");
-    assert_eq!(offered(&["dstd", "remove", ""]), options);
-    assert_eq!(offered(&["dstd", "remove", "arch"]), set(&[]));
+fn an_option_that_takes_a_name_is_offered_those_of_the_topology() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("t.yaml");
+    let text = "version: 1\nnodes: {alpha: {uri: 'nbd://a/'}, amber: {uri: 'nbd://b/'}, beta: {uri: 'nbd://c/'}}\n\
+        devices: {archive: {table: [dst: {node: alpha}]}, big.one: {table: [dst: {node: beta}]}}\n";
+    std::fs::write(&file, text).unwrap();
+    let file = file.to_str().unwrap();
+    let nodes = set(&["alpha", "amber", "beta"]);
+    assert_eq!(offered(&["dstd", "plan", file, "--steal", ""]), nodes);
+    let some = set(&["alpha", "amber"]);
+    assert_eq!(
+        offered(&["dstd", "apply", "-t", file, "--prune", "--same-data", "a"]),
+        some
+    );
+    let devices = set(&["archive", "big.one"]);
+    for option in ["--allow-shrink", "--allow-other-data"] {
+        assert_eq!(offered(&["dstd", "plan", file, option, ""]), devices);
+    }
+    let one = set(&["big.one"]);
+    assert_eq!(offered(&["dstd", "table", file, "--device", "b"]), one);
+    // Errors in it are for the command itself to tell.
+    std::fs::write(file, "nonsense").unwrap();
+    assert_eq!(offered(&["dstd", "plan", file, "--steal", ""]), set(&[]));
+    let gone = "/nonexistent/t.yaml";
+    offered(&["dstd", "plan", gone, "--steal", ""]);
+}
+
+/// What the kernel has is asked of `dstd names`, here of one that answers as a kernel with devices and nodes does.
+#[test]
+fn a_command_that_takes_a_name_is_offered_those_of_the_kernel() {
+    let dir = tempfile::tempdir().unwrap();
+    let fake = dir.path().join("dstd");
+    let answers =
+        "#!/bin/sh\n[ \"$1\" = names ] && [ $# = 2 ] && printf \"$2-one\\n$2-two\\nother\\n\"\n";
+    std::fs::write(&fake, answers).unwrap();
+    std::fs::set_permissions(&fake, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let offered = |words: &[&str]| offered_by(dir.path(), words);
+    let devices = set(&["devices-one", "devices-two"]);
+    assert_eq!(offered(&["dstd", "remove", "dev"]), devices);
+    assert_eq!(
+        offered(&["dstd", "remove", "--force", "other", "dev"]),
+        devices
+    );
+    assert_eq!(offered(&["dstd", "rename", "dev"]), devices);
+    assert_eq!(offered(&["dstd", "rename", "devices-one", "dev"]), set(&[]));
+    let nodes = set(&["nodes-one", "nodes-two"]);
+    assert_eq!(offered(&["dstd", "fence", "nod"]), nodes);
+    assert_eq!(offered(&["dstd", "fail-pending", "nod"]), nodes);
+    let names = set(&["nodes-one", "nodes-two", "other"]);
+    let all: BTreeSet<_> = options("fence").union(&names).cloned().collect();
+    assert_eq!(offered(&["dstd", "fence", ""]), all);
+    assert_eq!(offered(&["dstd", "fence", "-"]), options("fence"));
+    assert_eq!(offered(&["dstd", "fence", "nodes-one", "nod"]), set(&[]));
+    // A command's name that is still being typed is no command.
+    assert_eq!(offered(&["dstd", "remove"]), set(&["remove"]));
+    assert_eq!(offered(&["dstd", "status", "dev"]), set(&[]));
+}
+
+#[test]
+fn what_is_only_for_scripts_is_not_offered() {
+    assert!(!offered(&["dstd", ""]).contains("names"));
+    assert!(!help(&[]).contains("names"));
+}
+
+/// Nobody wants to read it while typing.
+#[test]
+fn names_are_asked_for_in_silence() {
+    for what in ["devices", "nodes", "topology-devices", "topology-nodes"] {
+        let ran = Command::new(DSTD).args(["names", what]).output().unwrap();
+        let said = String::from_utf8_lossy(&ran.stderr);
+        assert!(ran.status.success() && said.is_empty(), "{what}: {said}");
+    }
 }

@@ -12,7 +12,7 @@ use crate::units::{DeviceName, NodeName};
 /// Where topologies lie when none is named.
 const DEFAULT: &str = "/etc/dst";
 
-#[derive(Debug, Args)]
+#[derive(Debug, Default, Args)]
 pub struct TopologyArgs {
     /// Topology files, or directories of *.yaml files; /etc/dst when none is named
     #[arg(value_name = "TOPOLOGY")]

@@ -15,14 +15,19 @@ pub enum Color {
     Never,
 }
 
+/// Whether standard output is one that knows what escape sequences are.
+pub fn is_terminal() -> bool {
+    let dumb = std::env::var_os("TERM").is_none_or(|term| term == "dumb");
+    std::io::stdout().is_terminal() && !dumb
+}
+
 impl Color {
     pub fn is_on(self) -> bool {
         let set = |name| std::env::var_os(name).is_some_and(|value| !value.is_empty());
-        let dumb = std::env::var_os("TERM").is_none_or(|term| term == "dumb");
         match self {
             Self::Always => true,
             Self::Never => false,
-            Self::Auto => std::io::stdout().is_terminal() && !dumb && !set("NO_COLOR"),
+            Self::Auto => is_terminal() && !set("NO_COLOR"),
         }
     }
 

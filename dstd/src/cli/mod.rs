@@ -3,6 +3,7 @@
 
 mod apply;
 mod args;
+mod bar;
 mod color;
 mod doctor;
 mod export;
@@ -10,6 +11,7 @@ mod fail_pending;
 mod fence;
 mod flusher;
 mod logs;
+mod names;
 mod pages;
 mod plan;
 mod probe;
@@ -121,6 +123,8 @@ enum Command {
     Export(export::Export),
     Schema(pages::Schema),
     Completions(pages::Completions),
+    #[command(hide = true)]
+    Names(names::Names),
     Man(pages::Man),
 }
 
@@ -160,6 +164,7 @@ impl Command {
             Self::Export(command) => command.run(),
             Self::Schema(command) => command.run(),
             Self::Completions(command) => command.run(),
+            Self::Names(command) => command.run(),
             Self::Man(command) => command.run(),
         }
     }

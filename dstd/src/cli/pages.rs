@@ -4,7 +4,7 @@
 use clap::Args;
 use clap_complete::Shell;
 
-use super::{Exit, Stop, command, print, status_schema};
+use super::{Exit, Stop, command, names, print, status_schema};
 use crate::topology::json_schema;
 
 /// Print the JSON schema of topology files, for editors
@@ -34,8 +34,13 @@ pub struct Completions {
 impl Completions {
     pub fn run(self) -> Result<Exit, Stop> {
         let mut text = Vec::new();
-        clap_complete::generate(self.shell, &mut command(), "dstd", &mut text);
-        print(String::from_utf8_lossy(&text))?;
+        let mut command = names::visible(&command());
+        clap_complete::generate(self.shell, &mut command, "dstd", &mut text);
+        let text = String::from_utf8_lossy(&text);
+        match self.shell {
+            Shell::Bash => print(names::bash(&command, &text))?,
+            _ => print(text)?,
+        }
         Ok(Exit::Done)
     }
 }

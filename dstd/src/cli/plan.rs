@@ -27,7 +27,7 @@ pub struct Plan {
 }
 
 /// What would lose data is refused unless it is allowed here by name.
-#[derive(Debug, Args)]
+#[derive(Debug, Default, Args)]
 pub struct AllowArgs {
     /// Let this device become smaller; what lies beyond its new end is lost to it
     #[arg(long, value_name = "DEVICE")]

@@ -21,7 +21,7 @@ pub struct Table {
     #[command(flatten)]
     topology: TopologyArgs,
     /// Only this device, ready for `dmsetup create`
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "DEVICE")]
     device: Option<DeviceName>,
     /// A node's size; such a node isn't asked
     #[arg(long, value_name = "NODE=SIZE", value_parser = pair::<NodeName>)]

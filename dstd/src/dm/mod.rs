@@ -6,6 +6,7 @@
 
 mod cookie;
 mod devnode;
+pub mod events;
 mod kmsg;
 
 use std::fs::File;

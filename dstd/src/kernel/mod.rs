@@ -69,6 +69,9 @@ pub trait Kernel: Send + Sync {
     /// Events from now on. Called once per loop; needs a tokio runtime. After `KernelEvent::Overflow`
     /// the caller observes everything anew; when the channel closes it falls back to polling.
     fn events(&self) -> Result<mpsc::Receiver<KernelEvent>, KernelError>;
+    /// That some dm device came, went, was renamed or got another live table, from now on; the caller observes all anew.
+    /// None is lost: those that come before the last was heard are one. Called, and closes, as `events`.
+    fn device_events(&self) -> Result<mpsc::Receiver<()>, KernelError>;
 }
 
 /// The way to nodes: NBD connections and what they negotiate.

@@ -15,7 +15,7 @@ use super::{
     Kernel, KernelError, KernelEvent, LinksSet, LocalDevice, ObservedDevice, ObservedNode, Probed,
     local_device,
 };
-use crate::dm::Dm;
+use crate::dm::{self, Dm};
 use crate::nbd::client::HANDSHAKE_TIMEOUT;
 use crate::nbd::client_id::{ClientIdError, client_id};
 use crate::nbd::{self, NbdError, NbdUri};
@@ -136,6 +136,10 @@ impl Kernel for RealKernel {
 
     fn events(&self) -> Result<mpsc::Receiver<KernelEvent>, KernelError> {
         events::listen().map_err(said("listen to dm-dst's events"))
+    }
+
+    fn device_events(&self) -> Result<mpsc::Receiver<()>, KernelError> {
+        dm::events::listen()
     }
 }
 

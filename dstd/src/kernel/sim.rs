@@ -71,6 +71,7 @@ pub struct State {
     pub deaf: u32,
     next_minor: u32,
     events: Vec<mpsc::Sender<KernelEvent>>,
+    device_events: Vec<mpsc::Sender<()>>,
     faults: faults::Faults,
     /// What happened and must not.
     pub forbidden: Vec<String>,
@@ -292,6 +293,19 @@ impl State {
         }
         self.events
             .retain(|sender| sender.try_send(event.clone()).is_ok());
+    }
+
+    /// A device came, went, was renamed or got another live table.
+    fn tell_of_devices(&mut self) {
+        if self.mute {
+            return;
+        }
+        self.device_events.retain(|sender| {
+            !matches!(
+                sender.try_send(()),
+                Err(mpsc::error::TrySendError::Closed(()))
+            )
+        });
     }
 
     pub fn observed(&self) -> Vec<ObservedDevice> {
@@ -591,6 +605,7 @@ impl Kernel for SimKernel {
                 inactive: None,
             };
             state.devices.insert(device.to_string(), device_);
+            state.tell_of_devices();
             Ok(())
         })
     }
@@ -634,17 +649,23 @@ impl Kernel for SimKernel {
     }
 
     fn resume(&self, device: &DeviceName) -> Result<(), KernelError> {
-        self.on_device("resume", device, |d| {
+        let mut switched = false;
+        let resumed = self.on_device("resume", device, |d| {
             if let Some(table) = d.inactive.take() {
                 d.access = table.access;
                 d.live = Some(table);
+                switched = true;
             }
             if d.live.is_none() {
                 return refuse("resume", Errno::EINVAL, "it has no table");
             }
             d.suspended = false;
             Ok(())
-        })
+        });
+        if switched {
+            self.state().tell_of_devices();
+        }
+        resumed
     }
 
     fn remove(&self, device: &DeviceName) -> Result<(), KernelError> {
@@ -657,6 +678,7 @@ impl Kernel for SimKernel {
                 Some(d) if d.open_count > 0 => refuse(&name, Errno::EBUSY, "in use"),
                 Some(_) => {
                     state.devices.remove(device.as_str());
+                    state.tell_of_devices();
                     Ok(())
                 }
             }
@@ -674,6 +696,7 @@ impl Kernel for SimKernel {
                 return refuse(&name, Errno::ENXIO, "no such device");
             };
             state.devices.insert(to.to_string(), found);
+            state.tell_of_devices();
             Ok(())
         })
     }
@@ -740,6 +763,12 @@ impl Kernel for SimKernel {
     fn events(&self) -> Result<mpsc::Receiver<KernelEvent>, KernelError> {
         let (sender, receiver) = mpsc::channel(64);
         self.state().events.push(sender);
+        Ok(receiver)
+    }
+
+    fn device_events(&self) -> Result<mpsc::Receiver<()>, KernelError> {
+        let (sender, receiver) = mpsc::channel(1);
+        self.state().device_events.push(sender);
         Ok(receiver)
     }
 }

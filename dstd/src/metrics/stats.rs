@@ -6,6 +6,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use crate::kernel::{NodeState, ObservedNode};
+use crate::reconcile::Cause;
 use crate::units::NodeName;
 
 #[derive(Debug, Default)]
@@ -14,6 +15,7 @@ pub struct Stats(Mutex<Counts>);
 #[derive(Clone, Debug, Default)]
 pub struct Counts {
     pub passes: u64,
+    pub causes: BTreeMap<Cause, u64>,
     /// Passes that couldn't look, or some of whose steps failed.
     pub failed_passes: u64,
     /// What all looks and plans took.
@@ -34,6 +36,10 @@ pub struct Counts {
 impl Stats {
     pub fn counts(&self) -> MutexGuard<'_, Counts> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub fn begun(&self, cause: Cause) {
+        *self.counts().causes.entry(cause).or_default() += 1;
     }
 
     pub fn looked(&self, took: Duration) {

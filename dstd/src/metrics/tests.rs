@@ -14,6 +14,7 @@ use super::*;
 use crate::cli::status_tests::{device, node};
 use crate::kernel::sim::{Fault, SimKernel, When};
 use crate::kernel::{Access, DeviceIo, DmUuid, Kernel, NodeState};
+use crate::reconcile::Cause;
 use crate::units::Bytes;
 
 fn seen() -> Seen {
@@ -36,6 +37,8 @@ fn counts() -> stats::Counts {
     stats.pass(3, Some(1), 2, 4);
     stats.pass(0, None, 0, 0);
     stats.looked(Duration::from_millis(12));
+    stats.begun(Cause::Device);
+    stats.begun(Cause::Device);
     let at = |seconds| UNIX_EPOCH + Duration::from_secs(seconds);
     stats.seen([node()].iter(), at(100));
     stats.seen([node()].iter(), at(200));
@@ -78,6 +81,8 @@ fn the_page_has_what_kernel_and_daemon_count() {
     for (name, value) in [
         ("dst_passes_total", 2.0),
         ("dst_failed_passes_total", 2.0),
+        ("dst_passes_by_cause_total{cause=\"device_event\"}", 2.0),
+        ("dst_passes_by_cause_total{cause=\"time\"}", 0.0),
         ("dst_steps_total", 3.0),
         ("dst_failed_steps_total", 1.0),
         ("dst_refused_changes", 2.0),

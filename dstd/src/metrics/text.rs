@@ -7,6 +7,7 @@ use std::time::{Duration, UNIX_EPOCH};
 
 use super::stats::Counts;
 use crate::kernel::{DeviceIo, LinkState, NodeState, ObservedDevice, ObservedNode};
+use crate::reconcile::Cause;
 use crate::table::Line;
 
 /// What the kernel shows at one time.
@@ -78,6 +79,15 @@ fn daemon(page: &mut Page, counts: &Counts) {
         "passes_total",
         "Times that the daemon compared what is with the topology.",
         counts.passes,
+    );
+    let causes = Cause::ALL.iter().map(|cause| {
+        let labels = format!("cause=\"{}\"", cause.label());
+        (labels, counts.causes.get(cause).copied().unwrap_or(0))
+    });
+    page.family(
+        "passes_by_cause_total",
+        "Passes, by what made them come.",
+        causes,
     );
     page.one(
         "failed_passes_total",

@@ -17,6 +17,7 @@ use super::observe::{Probes, Survey, observe, probe_nodes};
 use crate::kernel::{Connector, Kernel, KernelError};
 use crate::plan::{Action, Allowed, Plan, Step, Undecided, extents_of, nodes_in, plan};
 use crate::topology::Topology;
+use crate::units::NodeName;
 
 /// Passes after which a kernel that never shows what was asked for is given up.
 const PASSES: usize = 4;
@@ -92,27 +93,44 @@ fn failed(failures: &[Failure]) -> String {
     format!("{}\n{begun}", lines.join("\n"))
 }
 
+/// What is told of an apply while it is under way.
+#[derive(Clone, Copy, Debug)]
+pub enum Progress<'a> {
+    /// So many nodes are asked what they offer, and these haven't answered yet.
+    Asking {
+        silent: &'a BTreeSet<NodeName>,
+        of: usize,
+    },
+    /// Before it is done: the how manyeth of a plan's.
+    Step {
+        step: &'a Step,
+        nth: usize,
+        of: usize,
+    },
+}
+
 /// What should be and what is, nodes asked.
 pub async fn survey<K: Kernel + 'static, C: Connector>(
     kernel: &Arc<K>,
     connector: &Arc<C>,
     topology: &Topology,
 ) -> Result<(Survey, Probes), KernelError> {
-    let observed = observe(kernel).await?;
-    let probes = probe_nodes(connector, topology, &observed, &Probes::new()).await;
-    let survey = Survey::take(kernel, topology, &probes).await?;
+    let mut probes = Probes::new();
+    let survey = survey_more(kernel, connector, topology, &mut probes, |_| {}).await?;
     Ok((survey, probes))
 }
 
-/// The same after steps: nodes that have gone with a table, and what the kernel knew of them, are asked now.
-async fn survey_again<K: Kernel + 'static, C: Connector>(
+/// The same where some were asked already. After steps, nodes that have gone with a table, and what the kernel knew of
+/// them, are asked now.
+async fn survey_more<K: Kernel + 'static, C: Connector>(
     kernel: &Arc<K>,
     connector: &Arc<C>,
     topology: &Topology,
     probes: &mut Probes,
+    progress: impl FnMut(Progress<'_>),
 ) -> Result<Survey, KernelError> {
     let observed = observe(kernel).await?;
-    let new = probe_nodes(connector, topology, &observed, probes).await;
+    let new = probe_nodes(connector, topology, &observed, probes, progress).await;
     probes.extend(new);
     Survey::take(kernel, topology, probes).await
 }
@@ -136,6 +154,15 @@ async fn first_of_all<K: Kernel + 'static>(
     Ok((before, [settings, mends].concat()))
 }
 
+/// Counts the steps that are told of.
+fn of_steps(steps: &[Step], mut progress: impl FnMut(Progress<'_>)) -> impl FnMut(&Step) {
+    let (mut nth, of) = (0, steps.len());
+    move |step| {
+        nth += 1;
+        progress(Progress::Step { step, nth, of });
+    }
+}
+
 /// Carries out plans until one is empty, or it is interrupted.
 pub async fn apply<K: Kernel + 'static, C: Connector>(
     interrupt: &Interrupt,
@@ -143,7 +170,7 @@ pub async fn apply<K: Kernel + 'static, C: Connector>(
     connector: &Arc<C>,
     topology: &Topology,
     allowed: &Allowed,
-    mut progress: impl FnMut(&Step),
+    mut progress: impl FnMut(Progress<'_>),
 ) -> Result<Applied, ApplyError> {
     let (mut before, steps) = first_of_all(kernel, topology, allowed).await?;
     let executor = Executor {
@@ -154,11 +181,13 @@ pub async fn apply<K: Kernel + 'static, C: Connector>(
         calls: &Calls::default(),
         interrupt,
     };
-    let failures = executor.execute(&steps, &mut progress).await;
+    let failures = executor.execute(&steps, of_steps(&steps, &mut progress));
+    let failures = failures.await;
     if !failures.is_empty() {
         return Err(ApplyError::Failed(failures));
     }
-    let (mut survey, mut probes) = survey(kernel, connector, topology).await?;
+    let mut probes = Probes::new();
+    let mut survey = survey_more(kernel, connector, topology, &mut probes, &mut progress).await?;
     let mut applied = Applied {
         steps: steps.len(),
         ..Applied::default()
@@ -184,13 +213,14 @@ pub async fn apply<K: Kernel + 'static, C: Connector>(
         if pass == PASSES {
             return Err(ApplyError::NoEnd(plan));
         }
-        let failures = executor.execute(&plan.steps, &mut progress).await;
+        let failures = executor.execute(&plan.steps, of_steps(&plan.steps, &mut progress));
+        let failures = failures.await;
         if !failures.is_empty() {
             return Err(ApplyError::Failed(failures));
         }
         applied.steps += plan.steps.len();
         before.steps = applied.steps;
-        survey = survey_again(kernel, connector, topology, &mut probes).await?;
+        survey = survey_more(kernel, connector, topology, &mut probes, &mut progress).await?;
     }
     Ok(applied)
 }

@@ -355,9 +355,18 @@ async fn the_settings_of_a_dead_node_change_at_once() {
     // By hand: before the node is asked, which fails.
     let (queue, allowed) = (text("queue"), Allowed::default());
     let interrupt = Interrupt::default();
-    let apply = apply(&interrupt, &kernel, &world.nodes, &queue, &allowed, |_| {
-        assert!(begun.elapsed() < HANDSHAKE);
-    });
+    let progress = |told: Progress<'_>| {
+        let is_step = matches!(told, Progress::Step { .. });
+        assert!(!is_step || begun.elapsed() < HANDSHAKE);
+    };
+    let apply = apply(
+        &interrupt,
+        &kernel,
+        &world.nodes,
+        &queue,
+        &allowed,
+        progress,
+    );
     let error = apply.await.unwrap_err().to_string();
     assert!(
         error.contains("nothing was changed but the settings of one node")
@@ -365,4 +374,44 @@ async fn the_settings_of_a_dead_node_change_at_once() {
         "{error}"
     );
     assert_eq!(policy(), Policy::Queue);
+}
+
+/// In virtual time: the regular look would come after ten seconds.
+#[tokio::test(start_paused = true)]
+async fn a_device_that_somebody_removes_is_made_again_because_the_kernel_tells_of_it() {
+    let (kernel, nodes): (Arc<SimKernel>, Arc<SimNodes>) = Default::default();
+    let name = good();
+    nodes
+        .exports()
+        .insert(format!("nbd://{name}/"), export(8, 0));
+    let text = format!(
+        "version: 1\nnodes:\n  {name}: {{uri: 'nbd://{name}/'}}\n\
+         devices:\n  d: {{table: [dst: {{node: {name}, length: 8s}}]}}\n"
+    );
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("t.yaml"), text).unwrap();
+    let paths = vec![dir.path().to_owned()];
+    let daemon = tokio::spawn(run(kernel.clone(), nodes, paths, None));
+    let device = "d".parse().unwrap();
+    let made = || {
+        let calls = kernel.state().calls.clone();
+        calls.iter().filter(|call| *call == "resume d").count()
+    };
+    let live = || kernel.state().nodes.get(&name).is_some_and(|n| n.live == 1);
+    let until = async |is_so: &dyn Fn() -> bool| {
+        while !is_so() {
+            sleep(Duration::from_millis(1)).await;
+        }
+    };
+    for times in 1..=3 {
+        let made_and_live = || made() == times && live();
+        let begun = Instant::now();
+        timeout(LONG, until(&made_and_live)).await.unwrap();
+        assert!(begun.elapsed() < Duration::from_secs(5), "by chance");
+        // What its own steps told is heard, and no reason for more of them.
+        sleep(Duration::from_secs(2)).await;
+        assert_eq!(made(), times);
+        kernel.remove(&device).unwrap();
+    }
+    daemon.abort();
 }

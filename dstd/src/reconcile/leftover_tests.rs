@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::*;
 use crate::kernel::sim::{Death, Fault, SimKernel, SimNodes, When, export};
 use crate::kernel::{Access, DmUuid, Flush, Kernel, LocalDevice, NbdFlags};
-use crate::plan::{Action, Allowed, Step};
+use crate::plan::{Action, Allowed};
 use crate::topology::Topology;
 use crate::units::{DeviceNumber, Sectors};
 
@@ -207,8 +207,10 @@ async fn an_apply_that_is_interrupted_leaves_no_device_suspended() {
     let (interrupt, topology, allowed) =
         (Interrupt::default(), topology(GROWN), Allowed::default());
     let mut asked = Vec::new();
-    let progress = |step: &Step| {
-        if matches!(step.action, Action::Suspend { .. }) {
+    let progress = |told: Progress<'_>| {
+        if let Progress::Step { step, .. } = told
+            && matches!(step.action, Action::Suspend { .. })
+        {
             asked.extend([interrupt.ask(), interrupt.ask()]);
         }
     };

@@ -21,18 +21,20 @@ mod pass_bench;
 #[cfg(test)]
 mod property_tests;
 mod run;
+mod schedule;
 #[cfg(test)]
 mod session_tests;
 #[cfg(test)]
 mod tests;
 mod worker;
 
-pub use apply::{Applied, ApplyError, apply, survey, unreachable};
+pub use apply::{Applied, ApplyError, Progress, apply, survey, unreachable};
 pub use calls::Calls;
 pub use execute::{Executor, Failure, Mode};
 pub use interrupt::{Asked, Interrupt};
 pub use links::{LinkError, connect};
 pub use observe::{Survey, locals, observe, probe_nodes};
 pub use run::{Daemon, RunError, run};
+pub use schedule::Cause;
 
 pub(crate) use calls::{blocking, blocking_dm};

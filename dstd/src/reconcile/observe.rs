@@ -1,7 +1,7 @@
 //! Looks at the kernel, at local disks and, where needed, at nodes.
 //! Called by apply and run. Changes nothing; a probe leaves no connection behind.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,7 +9,7 @@ use std::time::Duration;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
-use super::{blocking, blocking_dm};
+use super::{Progress, blocking, blocking_dm};
 use crate::kernel::{Access, Connector, Kernel, KernelError, Negotiated, ObservedNode};
 use crate::nbd::uri::NbdUri;
 use crate::plan::{Desired, Observed, desire};
@@ -104,12 +104,53 @@ fn ask(node: Option<&ObservedNode>, links: u32, whole: bool) -> Ask {
 }
 
 /// Asks every node that the topology's devices or the kernel's tables use, where its answer can matter and isn't known.
+/// Tells `progress` of how many it asks, and of each that has answered.
 pub async fn probe_nodes<C: Connector>(
     connector: &Arc<C>,
     topology: &Topology,
     observed: &Observed,
     known: &Probes,
+    mut progress: impl FnMut(Progress<'_>),
 ) -> Probes {
+    let mut waiting = to_ask(topology, observed, known);
+    let mut silent: BTreeSet<_> = waiting.iter().map(|(name, ..)| name.clone()).collect();
+    let of = silent.len();
+    let mut probes = Probes::new();
+    let mut running = JoinSet::new();
+    loop {
+        while running.len() < PROBES_AT_ONCE
+            && let Some((name, uri, ask)) = waiting.pop()
+        {
+            let connector = Arc::clone(connector);
+            running.spawn(async move {
+                let answer = answer(connector.as_ref(), &uri, ask).await;
+                (name, answer)
+            });
+        }
+        if of > 0 {
+            progress(Progress::Asking {
+                silent: &silent,
+                of,
+            });
+        }
+        match running.join_next().await {
+            Some(Ok((name, answer))) => {
+                silent.remove(&name);
+                if let Some(answer) = answer {
+                    probes.insert(name, answer);
+                }
+            }
+            Some(Err(_)) => {}
+            None => return probes,
+        }
+    }
+}
+
+fn to_ask(
+    topology: &Topology,
+    observed: &Observed,
+    known: &Probes,
+) -> Vec<(NodeName, NbdUri, Ask)> {
     let whole: Vec<_> = topology
         .devices
         .values()
@@ -124,37 +165,17 @@ pub async fn probe_nodes<C: Connector>(
     used.extend(observed.nodes.keys().cloned());
     used.sort();
     used.dedup();
-    let mut waiting: Vec<_> = used
-        .into_iter()
-        .filter(|name| !known.contains_key(name))
-        .filter_map(|name| {
-            let spec = &topology.nodes.get(&name)?.spec;
-            let ask = ask(
-                observed.nodes.get(&name),
-                spec.links.0,
-                whole.contains(&&name),
-            );
-            (ask != Ask::No).then(|| (name, spec.uri.clone(), ask))
-        })
-        .collect();
-    let mut probes = Probes::new();
-    let mut running = JoinSet::new();
-    loop {
-        while running.len() < PROBES_AT_ONCE
-            && let Some((name, uri, ask)) = waiting.pop()
-        {
-            let connector = Arc::clone(connector);
-            running.spawn(async move {
-                let answer = answer(connector.as_ref(), &uri, ask).await;
-                (name, answer)
-            });
-        }
-        match running.join_next().await {
-            Some(Ok((name, Some(answer)))) => drop(probes.insert(name, answer)),
-            Some(_) => {}
-            None => return probes,
-        }
-    }
+    let asked = used.into_iter().filter(|name| !known.contains_key(name));
+    let asked = asked.filter_map(|name| {
+        let spec = &topology.nodes.get(&name)?.spec;
+        let ask = ask(
+            observed.nodes.get(&name),
+            spec.links.0,
+            whole.contains(&&name),
+        );
+        (ask != Ask::No).then(|| (name, spec.uri.clone(), ask))
+    });
+    asked.collect()
 }
 
 /// `None`: it didn't matter enough to say that it failed.

@@ -20,6 +20,7 @@ use super::fence::{Fencer, addresses};
 use super::files::{Files, Read};
 use super::interrupt::Interrupt;
 use super::observe::{Probes, Survey};
+use super::schedule::{Cause, IDLE, Schedule};
 use super::worker::{Answer, Report, Want, Worker};
 use crate::kernel::{Connector, Kernel, KernelError, KernelEvent};
 use crate::metrics::{Address, Listening, Stats, listen};
@@ -29,16 +30,8 @@ use crate::table::DstArgs;
 use crate::topology::{Fingerprint, Item, Topology, TopologyErrors};
 use crate::units::{DeviceName, NodeName};
 
-/// How often the watchdog is fed.
-const TICK: Duration = Duration::from_secs(2);
-/// How often the kernel is looked at when it says nothing.
-const IDLE: Duration = Duration::from_secs(10);
-/// Passes in a row that may take steps before the loop slows down: what they do doesn't last.
-const BUSY: u32 = 8;
 /// How long steps that are under way are waited for at the end; less than systemd's own limit.
 const LAST_STEPS: Duration = Duration::from_secs(60);
-const FIRST_RETRY: Duration = Duration::from_millis(500);
-const LONGEST_RETRY: Duration = Duration::from_secs(30);
 
 #[derive(Debug, Error)]
 pub enum RunError {
@@ -448,6 +441,7 @@ fn steps_of_devices(plan: &Plan) -> Vec<Step> {
 struct Wakers {
     reports: mpsc::UnboundedReceiver<Report>,
     events: Option<mpsc::Receiver<KernelEvent>>,
+    devices: Option<mpsc::Receiver<()>>,
     files: Files,
     hangup: Signal,
     ending: Ending,
@@ -456,6 +450,8 @@ struct Wakers {
 enum Wake {
     Report(Report),
     Event(KernelEvent),
+    /// Some device-mapper device came, went or changed.
+    Device,
     Time,
     Topology(Read),
     Hangup,
@@ -473,6 +469,7 @@ impl Wakers {
         let mut wakers = Self {
             reports,
             events: None,
+            devices: None,
             files,
             hangup: signal(SignalKind::hangup())?,
             ending: Ending::watch()?,
@@ -488,10 +485,14 @@ impl Wakers {
 
     /// Events begin when the module is there: with the first table, or after it was loaded anew.
     fn listen<K: Kernel>(&mut self, kernel: &K) -> Result<(), KernelError> {
+        let mut devices = Ok(());
+        if self.devices.is_none() {
+            devices = kernel.device_events().map(|d| self.devices = Some(d));
+        }
         if self.events.is_none() {
             self.events = Some(kernel.events()?);
         }
-        Ok(())
+        devices
     }
 
     /// Events that are there already.
@@ -515,6 +516,12 @@ impl Wakers {
                 None => std::future::pending().await,
             }
         };
+        let device = async {
+            match &mut self.devices {
+                Some(devices) => devices.recv().await,
+                None => std::future::pending().await,
+            }
+        };
         tokio::select! {
             biased;
             () = self.ending.comes() => Wake::End,
@@ -530,6 +537,14 @@ impl Wakers {
                     Wake::Time
                 }
             },
+            device = device => {
+                if device.is_none() {
+                    warn!("device-mapper's events ended; looking every {} s until they come back", IDLE.as_secs());
+                    self.devices = None;
+                }
+                // What the end hid is looked for, too.
+                Wake::Device
+            }
             () = sleep_until(until) => Wake::Time,
         }
     }
@@ -555,26 +570,35 @@ pub async fn run<K: Kernel + 'static, C: Connector>(
         }
         notify::alive();
         let until = schedule.wake(working.is_some());
-        let changed = match wakers.next(until, &mut working).await {
+        let cause = match wakers.next(until, &mut working).await {
             Wake::End => break,
             Wake::Done(failures) => {
                 if let Some(Working { begun, .. }) = working.take() {
                     done(&mut daemon, &mut schedule, begun, failures);
                 }
-                false
+                None
             }
             Wake::Hangup => {
                 wakers.files.read_again();
-                false
+                None
             }
             // Settings are in force at once, also while passes fail and have to wait.
-            Wake::Topology(read) => reload(&mut daemon, &fencer, read),
-            Wake::Report(report) => daemon.hear(report),
+            Wake::Topology(read) => reload(&mut daemon, &fencer, read).then_some(Cause::Topology),
+            Wake::Report(report) => daemon.hear(report).then_some(Cause::Report),
             Wake::Event(event) => {
+                let mut cause = Cause::of(&event);
                 daemon.note(&event);
                 // A node's loss is many events, and one reason to look.
-                wakers.drain(|event| daemon.note(&event));
-                true
+                wakers.drain(|event| {
+                    cause = cause.max(Cause::of(&event));
+                    daemon.note(&event);
+                });
+                Some(cause)
+            }
+            Wake::Device => {
+                // Only a pass can mend a device, and while steps are under way they are what is told of.
+                schedule.soon(Cause::Device);
+                None
             }
             Wake::Time => {
                 if let Err(error) = wakers.listen(kernel.as_ref()) {
@@ -586,11 +610,13 @@ pub async fn run<K: Kernel + 'static, C: Connector>(
                     );
                     fencer = daemon.fencer();
                 }
-                false
+                None
             }
         };
         // Else the next pass does the same, and comes at once.
-        if changed && (!schedule.soon() || working.is_some()) {
+        if let Some(cause) = cause
+            && (!schedule.soon(cause) || working.is_some())
+        {
             daemon.try_glance().await;
         }
     }
@@ -626,9 +652,15 @@ async fn turn<K: Kernel + 'static, C: Connector>(
     daemon: &mut Daemon<K, C>,
     schedule: &mut Schedule,
 ) -> Result<Option<Working>, RunError> {
+    let cause = schedule.cause();
+    daemon.stats.begun(cause);
     match daemon.begin().await {
         Ok(begun) if begun.steps.is_empty() => done(daemon, schedule, begun, 0),
         Ok(begun) => {
+            info!(
+                "{} steps to take; looked because {cause}",
+                begun.steps.len()
+            );
             schedule.first = false;
             let task = tokio::spawn(daemon.steps(&begun));
             return Ok(Some(Working { begun, task }));
@@ -672,70 +704,6 @@ fn reload<K: Kernel + 'static, C: Connector>(
             error!("the topology has errors, the last good one stays in force:\n{errors}");
             false
         }
-    }
-}
-
-/// When the next pass is due.
-struct Schedule {
-    first: bool,
-    ready: bool,
-    next: Instant,
-    retry: Duration,
-    /// Passes in a row that took steps.
-    busy: u32,
-}
-
-impl Schedule {
-    fn new() -> Self {
-        Self {
-            first: true,
-            ready: false,
-            next: Instant::now(),
-            retry: FIRST_RETRY,
-            busy: 0,
-        }
-    }
-
-    fn due(&self) -> bool {
-        Instant::now() >= self.next
-    }
-
-    /// While steps are under way their end is what the next pass waits for.
-    fn wake(&self, working: bool) -> Instant {
-        let tick = Instant::now() + TICK;
-        if working { tick } else { self.next.min(tick) }
-    }
-
-    fn after(&mut self, pass: &Pass) {
-        self.busy = if pass.steps > 0 { self.busy + 1 } else { 0 };
-        if pass.failures > 0 || self.busy > BUSY {
-            return self.after_failure();
-        }
-        self.retry = FIRST_RETRY;
-        // Steps were taken: look whether they came out as meant.
-        let pause = if pass.steps > 0 { Duration::ZERO } else { IDLE };
-        self.next = Instant::now() + pause;
-    }
-
-    fn after_failure(&mut self) {
-        self.next = Instant::now() + self.retry;
-        self.retry = (self.retry * 2).min(LONGEST_RETRY);
-    }
-
-    /// Not sooner than a failed pass allows; false: it is later.
-    fn soon(&mut self) -> bool {
-        let may = self.retry == FIRST_RETRY;
-        if may {
-            self.next = Instant::now();
-        }
-        may
-    }
-
-    /// True once, when the daemon has first settled.
-    fn ready(&mut self, settled: bool) -> bool {
-        let now = settled && !self.ready;
-        self.ready |= settled;
-        now
     }
 }
 

@@ -351,6 +351,34 @@ async fn the_daemon_waits_for_a_node_and_serves_the_others() {
     assert_eq!(world.table().len(), 2);
 }
 
+fn step_told(told: Progress<'_>) -> Option<String> {
+    match told {
+        Progress::Step { step, .. } => Some(step.to_string()),
+        Progress::Asking { .. } => None,
+    }
+}
+
+#[tokio::test]
+async fn who_waits_is_told_which_nodes_are_silent_and_how_many_steps_there_are() {
+    let world = World::new();
+    let mut told = Vec::new();
+    let progress = |now: Progress<'_>| {
+        told.push(match now {
+            Progress::Asking { silent, of } => format!("{} of {of} silent", silent.len()),
+            Progress::Step { nth, of, .. } => format!("step {nth} of {of}"),
+        });
+    };
+    let allowed = Allowed::default();
+    let (kernel, nodes) = (&world.kernel, &world.nodes);
+    let (interrupt, topology) = (Interrupt::default(), topology(TWO));
+    let work = apply(&interrupt, kernel, nodes, &topology, &allowed, progress);
+    let steps = work.await.unwrap().steps;
+    let asked = ["2 of 2 silent", "1 of 2 silent", "0 of 2 silent"].map(str::to_owned);
+    let taken = (1..=steps).map(|nth| format!("step {nth} of {steps}"));
+    let expected: Vec<_> = asked.into_iter().chain(taken).collect();
+    assert_eq!(told, expected);
+}
+
 #[tokio::test]
 async fn the_role_is_stolen_for_the_named_node_only_and_the_plan_says_so() {
     let world = World::new();
@@ -360,7 +388,7 @@ async fn the_role_is_stolen_for_the_named_node_only_and_the_plan_says_so() {
     };
     let mut steps = Vec::new();
     let topology = topology(TWO);
-    let progress = |step: &crate::plan::Step| steps.push(step.to_string());
+    let progress = |told: Progress<'_>| steps.extend(step_told(told));
     let applied = apply(
         &Interrupt::default(),
         &world.kernel,
@@ -396,7 +424,7 @@ async fn settings_come_before_the_first_link_and_change_without_a_reload() {
         world.kernel.state().calls.clear();
         let topology = with_settings(settings);
         let mut shown = Vec::new();
-        let progress = |step: &crate::plan::Step| shown.push(step.to_string());
+        let progress = |told: Progress<'_>| shown.extend(step_told(told));
         let allowed = Allowed::default();
         apply(
             &Interrupt::default(),

@@ -211,6 +211,22 @@ test_plan_statuses_and_second_apply() {
     refused 64 "Usage" dstd plan --nonsense
 }
 
+# apply in a terminal shows a bar while it waits, and what stays is the same lines as without one.
+test_apply_on_a_terminal() {
+    local plain
+    start_two_nodes
+    dstd apply "$T/t.yaml" >"$T/plain"
+    assert_not_contains "$(cat "$T/plain")" $'\e'
+    assert_not_contains "$(cat "$T/plain")" $'\r'
+    let_udev_scan dev
+    assert_ok dstd remove dev
+    TERM=linux NO_COLOR=1 script -qec "stty cols 100; dstd apply $T/t.yaml" "$T/typescript" >/dev/null </dev/null
+    assert_contains "$(cat "$T/typescript")" "] 2 of 2 nodes have answered" "what was on the terminal"
+    assert_contains "$(cat "$T/typescript")" "] 0 of 5 steps are done" "what was on the terminal"
+    plain=$(sed '1d;$d; s/\r*$//; s/.*\r\x1b\[K//' "$T/typescript" | grep '^  [-+~]')
+    assert_eq "$plain" "$(grep '^  [-+~]' "$T/plain")" "the steps that stay on it"
+}
+
 # status --json is JSON with the fields that docs/dstd.md lists, and their values are the kernel's.
 test_status_json() {
     start_two_nodes
@@ -264,6 +280,37 @@ test_metrics() {
     kill_node beta
     wait_until 20 "the loss in the metrics" scraped 'dst_node_state{node="beta",state="lost"} 1'
     wait_until 20 "the daemon's word of it" scraped 'dst_wanting_nodes 1'
+}
+
+# passes_because CAUSE: how many the daemon made for it.
+passes_because() { scrape && awk -v name="dst_passes_by_cause_total{cause=\"$1\"}" '$1 == name { print $2 }' "$T/page"; }
+passed_because() { [[ $(passes_because "$1") -gt $2 ]]; }
+
+plain_is_back() { [[ $(dmsetup table plain) == "0 8192 zero"* && $(dmsetup info -c --noheadings -o suspended plain) == Active ]]; }
+
+# Somebody removes a device of the topology by hand, one without nodes, so that no event of a node tells of it. It is back
+# because device-mapper does: the daemon says so before it takes the steps. The regular look is ten seconds away.
+test_device_removed_by_hand() {
+    local regular before
+    start_two_nodes
+    echo '  plain: {table: ["0 8192 zero"]}' >>"$T/t.yaml"
+    export DSTD_METRICS=127.0.0.1:9150
+    start_daemon
+    assert_ok udevadm settle --timeout=30
+    regular=$(passes_because time)
+    wait_until 30 "a regular look" passed_because time "$regular"
+    before=$(wc -l <"$T/dstd.log")
+    assert_ok dmsetup remove --retry plain
+    wait_until 60 "its table" plain_is_back
+    assert_match "$(tail -n "+$((before + 1))" "$T/dstd.log" | grep -m 1 "steps to take")" \
+        "looked because device-mapper told of a change" "why it was made again"
+    # its own steps were told of, too, and led to no more
+    regular=$(passes_because time)
+    wait_until 30 "a regular look" passed_because time "$regular"
+    assert_ok plain_is_back
+    assert_eq "$(tail -n "+$((before + 1))" "$T/dstd.log" | grep -c "steps to take")" 1 "passes with steps"
+    assert_ok is_live alpha 4
+    same_as_images
 }
 
 # doctor finds nothing bad where all is right, and names a dead node and a suspended device.
