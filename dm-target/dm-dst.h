@@ -30,6 +30,7 @@
 #include <linux/workqueue.h>
 #include <linux/dm-dst.h>
 #include "guards.h"
+#include "latency.h"
 #include "nbd-wire.h"
 #include "rules.h"
 
@@ -49,6 +50,7 @@ struct dmdst_node;
 struct dmdst_target;
 struct dmdst_link;
 struct dmdst_seat;
+struct sk_buff;
 
 /* ---- flush.c: waiting until a node's acknowledged writes are durable ---- */
 
@@ -228,6 +230,7 @@ struct dmdst_node {
 	unsigned int		nr_live;
 	struct dmdst_link __rcu	*live[DMDST_SLOTS_MAX]; /* packed */
 	struct list_head	links;	/* until they are gone */
+	struct dmdst_latencies	latency; /* of those that are */
 	struct list_head	queue;	/* requests without a link */
 	bool			had_loss;
 	bool			suspect; /* a loss since links came last */
@@ -344,7 +347,7 @@ void dmdst_tick_module_exit(void);
 
 struct dmdst_slot {
 	struct dmdst_req	*req;	/* NULL: free, or detached */
-	u64			sent_ns; /* for the tracepoints; 0: nobody listened */
+	u64			sent_ns; /* ktime of its batch */
 	u32			seq;	/* of its use: makes cookies unique */
 	u32			loss;	/* losses known when it was used */
 	u32			since;	/* jiffies */
@@ -375,6 +378,7 @@ struct dmdst_tx {
 	u64			gathered; /* stream position; link->lock */
 	u64			sent;	/* stream position; link->lock */
 	unsigned int		early;	/* answered before sent; link->lock */
+	u64			now;	/* ktime of the batch; 0: not read yet */
 };
 
 /* What is being received. The state follows from the two counters. */
@@ -390,6 +394,7 @@ struct dmdst_rx {
 	struct list_head	freed;	/* who waited for a detached write */
 	struct list_head	late;	/* answered, a worker goes on; link->lock */
 	u64			received;
+	u64			now;	/* ktime of the receive; 0: not read yet */
 };
 
 struct dmdst_link {
@@ -416,6 +421,7 @@ struct dmdst_link {
 	bool			write_back; /* what it acknowledges isn't durable */
 	u16			free[DMDST_DEPTH];
 	struct dmdst_slot	slots[DMDST_DEPTH];
+	struct dmdst_latencies	latency; /* lock */
 
 	struct dmdst_tx		tx;
 	struct dmdst_rx		rx;
@@ -482,6 +488,11 @@ void dmdst_senders_module_exit(void);
 
 bool dmdst_link_detach(struct dmdst_link *link, const struct dmdst_target *target,
 		       struct list_head *back);
+
+/* ---- latency.c ---- */
+
+void dmdst_latency_keep(struct dmdst_link *link);
+int dmdst_latency_put(struct sk_buff *msg, struct dmdst_node *node);
 
 /* ---- target.c, table.c ---- */
 

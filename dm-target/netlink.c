@@ -189,7 +189,7 @@ static int dmdst_put_state(struct sk_buff *msg, struct dmdst_node *node)
 	list_for_each_entry(link, &node->links, list)
 		if (dmdst_put_link(msg, link))
 			return -EMSGSIZE;
-	return 0;
+	return dmdst_latency_put(msg, node);
 }
 
 static int dmdst_put_conf(struct sk_buff *msg, struct dmdst_node *node)

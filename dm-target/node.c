@@ -481,6 +481,7 @@ void dmdst_node_link_gone(struct dmdst_link *link)
 
 	spin_lock(&node->lock);
 	list_del_init(&link->list);
+	dmdst_latency_keep(link);
 	spin_unlock(&node->lock);
 	dmdst_netlink_link_event(link, DMDST_LINK_GONE, link->err, link->why);
 }

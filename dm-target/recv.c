@@ -105,6 +105,20 @@ static blk_status_t dmdst_rx_status(u32 error)
 	}
 }
 
+/* One reading of the clock is good for all that a receive finds. */
+static void dmdst_rx_count(struct dmdst_link *link, const struct dmdst_slot *slot)
+{
+	struct dmdst_rx *rx = &link->rx;
+
+	lockdep_assert_held(&link->lock);
+	if (!rx->now)
+		rx->now = ktime_get_ns();
+	if (slot->cmd == NBDW_CMD_READ)
+		dmdst_latency_count(&link->latency.read, slot->sent_ns, rx->now);
+	else if (slot->cmd == NBDW_CMD_WRITE)
+		dmdst_latency_count(&link->latency.write, slot->sent_ns, rx->now);
+}
+
 /* @slot is answered. It ends now, or when its own last byte has been sent. */
 static void dmdst_rx_answer(struct dmdst_link *link, struct dmdst_slot *slot,
 			    blk_status_t status, struct list_head *done)
@@ -113,6 +127,7 @@ static void dmdst_rx_answer(struct dmdst_link *link, struct dmdst_slot *slot,
 	u16 nr = slot - link->slots;
 
 	lockdep_assert_held(&link->lock);
+	dmdst_rx_count(link, slot);
 	dmdst_fence_heard(link, nr);
 	if (!req) {
 		dmdst_fence_answered(link, nr, &link->rx.freed);
@@ -244,6 +259,7 @@ static bool dmdst_rx_account(struct dmdst_link *link, size_t bytes,
 	struct dmdst_rx *rx = &link->rx;
 	u32 payload;
 
+	rx->now = 0;
 	rx->received += bytes;
 	dmdst_link_heard(link);
 	if (rx->slot) {
@@ -427,6 +443,7 @@ static bool dmdst_rx_look(struct dmdst_link *link, struct list_head *done)
 	int ret = 0;
 
 	lock_sock(sk);
+	rx->now = 0;
 	left_over = rx->have == sizeof(struct nbdw_reply);
 	if (left_over) {
 		rx->have = 0;
@@ -467,6 +484,7 @@ bool dmdst_recv_now(struct dmdst_link *link)
 	    tcp_sk(sk)->rcv_nxt - tcp_sk(sk)->copied_seq > DMDST_RX_NOW)
 		return false;
 
+	rx->now = 0;
 	if (tcp_read_sock(sk, &desc, dmdst_rx_skb) > 0)
 		dmdst_link_heard(link);
 	dmdst_rx_set_mark(link);

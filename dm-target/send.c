@@ -109,7 +109,9 @@ static void dmdst_tx_give_slot(struct dmdst_link *link, struct dmdst_req *req)
 	link->slots[slot].seq++;
 	link->slots[slot].loss = READ_ONCE(req->node->fences->losses);
 	link->slots[slot].since = jiffies;
-	link->slots[slot].sent_ns = trace_dmdst_reply_enabled() ? ktime_get_ns() : 0;
+	if (!link->tx.now)
+		link->tx.now = ktime_get_ns();
+	link->slots[slot].sent_ns = link->tx.now;
 	link->slots[slot].warned = false;
 	link->slots[slot].refused = false;
 	if (req->cmd == NBDW_CMD_READ)
@@ -174,6 +176,7 @@ static bool dmdst_tx_gather(struct dmdst_link *link)
 	WRITE_ONCE(tx->bytes, 0);
 
 	spin_lock_bh(&link->lock);
+	tx->now = 0;
 	if (link->state == DMDST_LINK_LOST)
 		goto out;
 	tx->payload = tx->req;

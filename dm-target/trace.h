@@ -188,7 +188,7 @@ TRACE_EVENT(dmdst_reply,
 		__entry->offset = dmdst_trace_offset(link, slot - link->slots);
 		__entry->length = slot->len;
 		__entry->error = error;
-		__entry->latency = slot->sent_ns ? ktime_get_ns() - slot->sent_ns : 0;
+		__entry->latency = ktime_get_ns() - slot->sent_ns;
 	),
 
 	TP_printk("node=%s slot=%u generation=%u cookie=0x%llx op=%s offset=%llu length=%u error=%u latency=%llu",

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * Tries guards.c and rules.h against models that are too slow and too simple
+ * Tries guards.c, rules.h and latency.h against models that are too slow and too simple
  * to be wrong. rules ROUNDS [SEED]; the seed is printed, and a failure says
  * in which round of it. Ends with "N passed, N failed, N skipped".
  */
@@ -9,6 +9,7 @@
 #include <time.h>
 #include <linux/string.h>
 #include "guards.h"
+#include "latency.h"
 #include "rules.h"
 
 static u64 rnd_state;
@@ -696,6 +697,41 @@ static bool found_without(unsigned int what, unsigned int rounds)
 	return false;
 }
 
+/* ---- latency against a list of times ---- */
+
+/* The bucket that a time belongs to, as the header says it. */
+static unsigned int bucket_of(u64 ns)
+{
+	unsigned int bucket = 0;
+
+	while (bucket < DMDST_LATENCY_BUCKETS - 1 && ns > 1000ULL << bucket)
+		bucket++;
+	return bucket;
+}
+
+static void latency_round(void)
+{
+	struct dmdst_latency half[2] = { }, all = { };
+	u64 counts[DMDST_LATENCY_BUCKETS] = { }, sum = 0;
+
+	for (unsigned int i = 0; i < 1000; i++) {
+		/* Near a bound, or anywhere. */
+		u64 ns = i % 2 ? (1000ULL << rnd(28)) + rnd(3) - 1
+			       : ((u64)rnd(1 << 30) << 24 | rnd(1 << 24)) >> rnd(54);
+		u64 since = rnd(1000);
+		bool early = !rnd(20);
+
+		dmdst_latency_count(&half[rnd(2)], since, early ? 0 : since + ns);
+		ns = early ? 0 : ns;
+		counts[bucket_of(ns)]++;
+		sum += ns;
+	}
+	dmdst_latency_add(&all, &half[0]);
+	dmdst_latency_add(&all, &half[1]);
+	CHECK(!memcmp(all.counts, counts, sizeof(counts)), "a time is in another bucket");
+	CHECK(all.sum == sum, "the sum is another");
+}
+
 static void checker_round(void)
 {
 	static bool done;
@@ -724,6 +760,7 @@ int main(int argc, char **argv)
 		{ "moves", moves_round },
 		{ "guards against sets of sectors", guards_rounds },
 		{ "quiesce", quiesce_round },
+		{ "latency", latency_round },
 		{ "flush", flush_round },
 		{ "no acknowledged write is undone", stale_round },
 		{ "and without guards it would be", checker_round },

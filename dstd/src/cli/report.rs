@@ -8,7 +8,7 @@ use schemars::JsonSchema;
 use schemars::generate::SchemaSettings;
 use serde::Serialize;
 
-use crate::kernel::{Access, DeviceIo, ObservedDevice, ObservedLink, ObservedNode};
+use crate::kernel::{Access, DeviceIo, Latencies, ObservedDevice, ObservedLink, ObservedNode};
 use crate::table::{DstArgs, Extent, Line, TARGET};
 use crate::units::{Bytes, DeviceNumber, Sectors};
 
@@ -167,6 +167,9 @@ pub struct DeviceRates {
 pub struct NodeRates {
     pub sent: Bytes,
     pub received: Bytes,
+    /// Of what was answered between the two looks, not for a second.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub latency: Option<Latencies>,
 }
 
 impl Rates {
@@ -187,11 +190,7 @@ impl Rates {
         });
         let nodes = now.nodes.iter().map(|node| {
             let was = before.nodes.iter().find(|n| n.name == node.name);
-            let was = was.map_or(&[][..], |n| &n.links);
-            (
-                node.name.to_string(),
-                NodeRates::between(was, &node.links, millis),
-            )
+            (node.name.to_string(), NodeRates::between(was, node, millis))
         });
         Self {
             interval_ms: millis,
@@ -226,15 +225,16 @@ impl DeviceRates {
 
 impl NodeRates {
     /// Links that are gone take what they carried last with them.
-    fn between(was: &[ObservedLink], now: &[ObservedLink], millis: u64) -> Self {
+    fn between(was: Option<&ObservedNode>, now: &ObservedNode, millis: u64) -> Self {
+        let links = was.map_or(&[][..], |was| &was.links);
         let before = |link: &ObservedLink| {
             let is_it =
                 |old: &&ObservedLink| (old.slot, old.generation) == (link.slot, link.generation);
-            let old = was.iter().find(is_it);
+            let old = links.iter().find(is_it);
             old.map_or((0, 0), |old| (old.sent.0, old.received.0))
         };
         let (mut sent, mut received) = (0_u64, 0_u64);
-        for link in now {
+        for link in &now.links {
             let old = before(link);
             sent = sent.saturating_add(link.sent.0.saturating_sub(old.0));
             received = received.saturating_add(link.received.0.saturating_sub(old.1));
@@ -242,6 +242,10 @@ impl NodeRates {
         Self {
             sent: Bytes(per_second(sent, millis)),
             received: Bytes(per_second(received, millis)),
+            latency: now.latency.as_ref().map(|latency| {
+                let before = was.and_then(|was| was.latency.as_ref());
+                before.map_or_else(|| latency.clone(), |before| latency.since(before))
+            }),
         }
     }
 }

@@ -12,7 +12,7 @@ use super::report::{DeviceReport, Report};
 use super::watch::watch;
 use super::{Exit, Stop, print, system};
 use crate::kernel::{
-    Access, Kernel, LinkState, NodeState, ObservedDevice, ObservedNode, OldLink, device_io,
+    Access, Kernel, Latency, LinkState, NodeState, ObservedDevice, ObservedNode, OldLink, device_io,
 };
 use crate::units::{Bytes, Sectors};
 
@@ -161,7 +161,14 @@ impl Report {
         text += &if self.nodes.is_empty() {
             "No nodes.\n".to_owned()
         } else {
-            self.node_table() + "\n" + &self.settings_table() + &self.unfenced_table()
+            [
+                self.node_table(),
+                "\n".to_owned(),
+                self.settings_table(),
+                self.latency_table(),
+                self.unfenced_table(),
+            ]
+            .concat()
         };
         text
     }
@@ -256,6 +263,24 @@ impl Report {
         table(&header, rows)
     }
 
+    /// How long each node's server takes; nothing where the module doesn't say.
+    fn latency_table(&self) -> String {
+        let counted = self.nodes.iter();
+        let counted = counted.filter_map(|node| Some((node, node.latency.as_ref()?)));
+        let rows = counted.map(|(node, latency)| {
+            let (read, write) = (latency_cells(&latency.read), latency_cells(&latency.write));
+            [vec![node.name.to_string()], read.to_vec(), write.to_vec()].concat()
+        });
+        let rows: Vec<_> = rows.collect();
+        if rows.is_empty() {
+            return String::new();
+        }
+        let header = [
+            "NODE", "READS", "TYPICAL", "P99", "WRITES", "TYPICAL", "P99",
+        ];
+        format!("\n{}", table(&header, rows.into_iter()))
+    }
+
     /// Lost links that may still write; nothing where there is none.
     fn unfenced_table(&self) -> String {
         let rows: Vec<_> = self.nodes.iter().flat_map(unfenced_rows).collect();
@@ -271,6 +296,30 @@ impl Report {
             "QUIET IN",
         ];
         format!("\n{}", table(&header, rows.into_iter()))
+    }
+}
+
+/// How many, and within which bound half and 99 in 100 of them were answered.
+pub fn latency_cells(latency: &Latency) -> [String; 3] {
+    let bound = |quantile: Option<u64>| match quantile {
+        Some(us) => format!("up to {}", micros(us)),
+        None if latency.count == 0 => "-".to_owned(),
+        None => format!("over {}", micros(latency.last_bound())),
+    };
+    [
+        latency.count.to_string(),
+        bound(latency.typical_us),
+        bound(latency.p99_us),
+    ]
+}
+
+fn micros(us: u64) -> String {
+    let tenths = |unit: u64| us.saturating_mul(10).saturating_add(unit / 2) / unit;
+    let of = |unit, name| format!("{}.{}{name}", tenths(unit) / 10, tenths(unit) % 10);
+    match us {
+        0..1_000 => format!("{us}us"),
+        1_000..1_000_000 => of(1_000, "ms"),
+        _ => of(1_000_000, "s"),
     }
 }
 

@@ -5,7 +5,9 @@ use serde_json::Value;
 use super::*;
 use crate::cli::report::Rates;
 use crate::kernel::sim::export;
-use crate::kernel::{Conduct, DmUuid, NbdFlags, Negotiated, ObservedLink, OldLink, Policy};
+use crate::kernel::{
+    Conduct, DmUuid, Latencies, NbdFlags, Negotiated, ObservedLink, OldLink, Policy,
+};
 use crate::units::{DeviceNumber, Generation, Id, Millis, Slot};
 
 pub fn device(name: &str, uuid: &str, lines: &[&str]) -> ObservedDevice {
@@ -33,6 +35,15 @@ fn link(slot: u32, state: LinkState) -> ObservedLink {
         sent: Bytes(4096),
         received: Bytes(16),
     }
+}
+
+/// As this kernel module tells it: so many in these buckets.
+fn latency(counts: &[(usize, u64)]) -> Latency {
+    let mut buckets = vec![0; 26];
+    for (bucket, count) in counts {
+        buckets[*bucket] = *count;
+    }
+    Latency::of(5_000_000, buckets)
 }
 
 pub fn node() -> ObservedNode {
@@ -66,6 +77,10 @@ pub fn node() -> ObservedNode {
         },
         ambiguous: 3,
         barred: 8,
+        latency: Some(Latencies {
+            read: latency(&[(8, 60), (10, 38), (16, 1), (25, 1)]),
+            write: latency(&[(25, 3)]),
+        }),
         unfenced: vec![
             OldLink {
                 slot: Slot(1),
@@ -133,6 +148,9 @@ alpha  degraded  1/2 (+1 draining)  1.46MiB  4          5       8       6       
 NODE   POLICY        QUIESCE  EOF FENCES  RESTART  TIMEOUT  INCARNATION
 alpha  queue_for 5m  10s      no          trust    never    02020202020202020202020202020202
 
+NODE   READS  TYPICAL      P99           WRITES  TYPICAL     P99
+alpha  100    up to 256us  up to 65.5ms  3       over 16.8s  over 16.8s
+
 UNFENCED LINK OF  SLOT  GENERATION  AMBIGUOUS RANGES  AND OLDER LINKS  QUIET IN
 alpha             1     2           2                 0                4s 200ms
 alpha             0     1           1                 4                10s after the node has answered
@@ -171,6 +189,19 @@ fn the_json_keeps_its_names() {
         serde_json::json!({"slot": 1, "generation": 2, "ambiguous": 2, "merged": 0, "quiet_in_ms": 4200})
     );
     assert_eq!(node["unfenced"][1]["quiet_in_ms"], Value::Null);
+    let (read, write) = (&node["latency"]["read"], &node["latency"]["write"]);
+    assert_eq!(
+        (&read["count"], &read["sum_ns"]),
+        (&100.into(), &5_000_000.into())
+    );
+    assert_eq!(
+        (&read["typical_us"], &read["p99_us"]),
+        (&256.into(), &65_536.into())
+    );
+    assert_eq!(
+        (&read["buckets"][8], &write["p99_us"]),
+        (&60.into(), &Value::Null)
+    );
 }
 
 #[test]
@@ -250,7 +281,7 @@ fn the_json_fits_its_schema() {
     full.rates = Some(Rates::between(&report(), &full, Duration::from_secs(1)));
     let mut bare = node();
     (bare.negotiated, bare.reason, bare.zero_copy) = (None, None, None);
-    bare.conduct = Conduct::default();
+    (bare.conduct, bare.latency) = (Conduct::default(), None);
     bare.links.clear();
     let bare = Report::of(&[device("d", "DST-d", &[])], vec![bare], |_| None);
     for shown in [full, report(), bare] {
@@ -282,6 +313,35 @@ fn a_node_without_old_links_has_no_table_of_them() {
     assert!(
         text.contains("POLICY") && !text.contains("UNFENCED"),
         "{text}"
+    );
+}
+
+#[test]
+fn a_node_that_was_asked_nothing_has_no_latency_and_an_older_module_no_table_of_it() {
+    let mut node = node();
+    let none = latency(&[]);
+    node.latency = Some(Latencies {
+        read: none.clone(),
+        write: none,
+    });
+    let text = Report::of(&[], vec![node.clone()], |_| None).text(false);
+    assert!(
+        text.contains("alpha  0      -        -    0       -        -\n"),
+        "{text}"
+    );
+    node.latency = None;
+    let text = Report::of(&[], vec![node], |_| None).text(false);
+    assert!(!text.contains("TYPICAL"), "{text}");
+}
+
+#[test]
+fn times_are_told_in_the_unit_that_fits() {
+    let told = [1, 512, 1024, 65_536, 524_288, 1_048_576, 1 << 24].map(micros);
+    assert_eq!(
+        told,
+        [
+            "1us", "512us", "1.0ms", "65.5ms", "524.3ms", "1.0s", "16.8s"
+        ]
     );
 }
 

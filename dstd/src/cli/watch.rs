@@ -7,7 +7,7 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use super::report::{Rates, Report};
-use super::status::{Looker, state_word, table};
+use super::status::{Looker, latency_cells, state_word, table};
 use super::{Exit, Stop};
 use crate::kernel::{Kernel, NodeState, ObservedNode};
 use crate::units::{Bytes, Millis};
@@ -138,15 +138,26 @@ fn device_rates(rates: &Rates) -> String {
 fn node_rates(rates: &Rates) -> String {
     let bytes = |bytes: Bytes| bytes.to_string();
     let rows = rates.nodes.iter();
-    let rows = rows.map(|(name, rate)| vec![name.clone(), bytes(rate.sent), bytes(rate.received)]);
-    table(&["NODE", "SENT", "RECEIVED"], rows)
+    let rows = rows.map(|(name, rate)| {
+        let mut row = vec![name.clone(), bytes(rate.sent), bytes(rate.received)];
+        let latency = rate.latency.as_ref();
+        for one in [latency.map(|l| &l.read), latency.map(|l| &l.write)] {
+            let [_, typical, p99] = one.map_or_else(|| ["-"; 3].map(str::to_owned), latency_cells);
+            row.extend([typical, p99]);
+        }
+        row
+    });
+    let header = [
+        "NODE", "SENT", "RECEIVED", "A READ", "P99", "A WRITE", "P99",
+    ];
+    table(&header, rows)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::cli::status::tests::{device, node};
-    use crate::kernel::DeviceIo;
+    use crate::kernel::{DeviceIo, Latency};
 
     fn io(reads: u64, writes: u64, write_ms: u64) -> DeviceIo {
         DeviceIo {
@@ -181,14 +192,18 @@ mod tests {
         let mut new = later.links[0].clone();
         (new.generation, new.sent) = (new.generation.next().unwrap().next().unwrap(), Bytes(1024));
         later.links.push(new);
+        let latency = later.latency.as_mut().unwrap();
+        let mut reads = latency.read.buckets.clone();
+        reads[9] += 3;
+        latency.read = Latency::of(latency.read.sum_ns + 1000, reads);
         watch.next(look(io(210, 25, 150), later.clone()), at(2));
         let expected = "
 Per second, of the last 2s:
 DEVICE  READS  READ    LATENCY  WRITES  WRITTEN  LATENCY
 dev     100    400KiB  0us      10      10MiB    2500us
 
-NODE   SENT     RECEIVED
-alpha  1.50KiB  24B
+NODE   SENT     RECEIVED  A READ       P99          A WRITE  P99
+alpha  1.50KiB  24B       up to 512us  up to 512us  -        -
 
 NODE   STATE     FOR           LAST REASON
 alpha  degraded  more than 2s  link 1: connection reset

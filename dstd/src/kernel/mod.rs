@@ -4,6 +4,7 @@
 
 mod conduct;
 mod io;
+mod latency;
 mod local;
 pub mod real;
 #[cfg(test)]
@@ -17,6 +18,7 @@ use tokio::sync::mpsc;
 
 pub use conduct::{Conduct, Policy, UnknownRestart, time_or_never};
 pub use io::{DeviceIo, device_io};
+pub use latency::{Latencies, Latency};
 pub use local::local_device;
 pub use types::*;
 

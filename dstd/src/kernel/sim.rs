@@ -19,6 +19,7 @@ pub use faults::{Fault, When};
 pub use nodes::{HANDSHAKE, SimNodes, export};
 
 use super::*;
+use crate::netlink::numbers::LATENCY_BUCKETS;
 use crate::table::{DstArgs, Extent};
 use crate::units::{Bytes, DeviceNumber, Generation, Sectors};
 
@@ -498,6 +499,7 @@ impl State {
 
 fn new_node(name: &NodeName, grave: Option<(Generation, Vec<OldLink>)>) -> ObservedNode {
     let (generation, unfenced) = grave.unwrap_or_default();
+    let none = Latency::of(0, vec![0; LATENCY_BUCKETS]);
     ObservedNode {
         name: name.clone(),
         state: NodeState::Waiting,
@@ -520,6 +522,10 @@ fn new_node(name: &NodeName, grave: Option<(Generation, Vec<OldLink>)>) -> Obser
         conduct: Conduct::default(),
         ambiguous: unfenced.iter().map(|old| old.ambiguous).sum(),
         barred: 0,
+        latency: Some(Latencies {
+            read: none.clone(),
+            write: none,
+        }),
         unfenced,
     }
 }

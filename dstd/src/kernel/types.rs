@@ -8,7 +8,7 @@ use schemars::JsonSchema;
 use serde::Serialize;
 use thiserror::Error;
 
-use super::Conduct;
+use super::{Conduct, Latencies};
 use crate::table::Line;
 use crate::units::{
     Bytes, DeviceName, DeviceNumber, Generation, Id, Millis, NodeName, Sectors, Session, Slot,
@@ -288,6 +288,9 @@ pub struct ObservedNode {
     pub ambiguous: u32,
     /// Requests that wait for a fence.
     pub barred: u32,
+    /// Not there where the module is older and doesn't say.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub latency: Option<Latencies>,
     pub unfenced: Vec<OldLink>,
 }
 

@@ -13,7 +13,7 @@ use super::text::{Seen, page};
 use super::*;
 use crate::cli::status_tests::{device, node};
 use crate::kernel::sim::{Fault, SimKernel, When};
-use crate::kernel::{Access, DeviceIo, DmUuid, Kernel, NodeState};
+use crate::kernel::{Access, DeviceIo, DmUuid, Kernel, Latencies, Latency, NodeState};
 use crate::reconcile::Cause;
 use crate::units::Bytes;
 
@@ -56,14 +56,21 @@ fn samples(text: &str) -> BTreeMap<String, f64> {
             family = help.split(' ').next().unwrap().to_owned();
             assert!(families.insert(family.clone()), "{family} stands twice");
         } else if let Some(kind) = line.strip_prefix("# TYPE ") {
-            let counter = family.ends_with("_total");
-            assert_eq!(
-                kind,
-                format!("{family} {}", if counter { "counter" } else { "gauge" })
-            );
+            let expected = match family.as_str() {
+                "dst_node_latency_seconds" => "histogram",
+                name if name.ends_with("_total") => "counter",
+                _ => "gauge",
+            };
+            assert_eq!(kind, format!("{family} {expected}"));
         } else {
             let (name, value) = line.rsplit_once(' ').unwrap();
-            assert_eq!(name.split('{').next().unwrap(), family, "{line}");
+            let sample = name.split('{').next().unwrap();
+            let part = sample.strip_prefix(&family).unwrap_or(line);
+            let parts: &[_] = match family.as_str() {
+                "dst_node_latency_seconds" => &["_bucket", "_sum", "_count"],
+                _ => &[""],
+            };
+            assert!(parts.contains(&part), "{line}");
             let value = value.parse().unwrap();
             assert!(
                 all.insert(name.to_owned(), value).is_none(),
@@ -111,6 +118,46 @@ fn the_page_has_what_kernel_and_daemon_count() {
     // One that the kernel says nothing of, and a link that drains, have none.
     assert!(!samples.contains_key("dst_device_writes_total{device=\"new\"}"));
     assert!(!page.contains("slot=\"1\""));
+}
+
+#[test]
+fn latency_is_a_histogram_with_bounds_in_seconds() {
+    let mut node = node();
+    node.latency = Some(Latencies {
+        read: Latency::of(12_000_000_345, vec![1, 0, 2, 3]),
+        write: Latency::of(0, vec![0, 0]),
+    });
+    let mut old = node.clone();
+    (old.name, old.latency) = ("old".parse().unwrap(), None);
+    let nodes = vec![node, old];
+    let devices = Vec::new();
+    let page = page(&Seen { devices, nodes }, &stats::Counts::default());
+    let expected = "\
+# HELP dst_node_latency_seconds From when a request is gathered to be sent until it is answered.
+# TYPE dst_node_latency_seconds histogram
+dst_node_latency_seconds_bucket{node=\"alpha\",op=\"read\",le=\"0.000001\"} 1
+dst_node_latency_seconds_bucket{node=\"alpha\",op=\"read\",le=\"0.000002\"} 1
+dst_node_latency_seconds_bucket{node=\"alpha\",op=\"read\",le=\"0.000004\"} 3
+dst_node_latency_seconds_bucket{node=\"alpha\",op=\"read\",le=\"+Inf\"} 6
+dst_node_latency_seconds_sum{node=\"alpha\",op=\"read\"} 12.000000345
+dst_node_latency_seconds_count{node=\"alpha\",op=\"read\"} 6
+dst_node_latency_seconds_bucket{node=\"alpha\",op=\"write\",le=\"0.000001\"} 0
+dst_node_latency_seconds_bucket{node=\"alpha\",op=\"write\",le=\"+Inf\"} 0
+dst_node_latency_seconds_sum{node=\"alpha\",op=\"write\"} 0.000000000
+dst_node_latency_seconds_count{node=\"alpha\",op=\"write\"} 0
+# HELP ";
+    assert!(page.contains(expected), "{page}");
+    samples(&page);
+}
+
+#[test]
+fn the_last_bound_of_the_kernels_is_written_in_full() {
+    let node = node();
+    let read = &node.latency.as_ref().unwrap().read;
+    assert_eq!(read.last_bound(), 1 << 24);
+    let page = page(&seen(), &stats::Counts::default());
+    let bound = "op=\"read\",le=\"16.777216\"} 99\n";
+    assert!(page.contains(bound), "{page}");
 }
 
 /// A counter that isn't there before it counts has no increase when it comes.
@@ -232,6 +279,8 @@ async fn a_scraper_gets_the_page_and_others_a_word() {
         samples(body)["dst_device_size_bytes{device=\"dev\"}"],
         4096.0
     );
+    let counted = "dst_node_latency_seconds_count{node=\"alpha\",op=\"write\"}";
+    assert_eq!(samples(body)[counted], 0.0);
     for (request, status) in [
         ("GET /other HTTP/1.1\r\n\r\n", "404"),
         ("POST /metrics HTTP/1.1\r\n\r\n", "400"),

@@ -6,7 +6,7 @@ use std::fmt::{Display, Write};
 use std::time::{Duration, UNIX_EPOCH};
 
 use super::stats::Counts;
-use crate::kernel::{DeviceIo, LinkState, NodeState, ObservedDevice, ObservedNode};
+use crate::kernel::{DeviceIo, Latency, LinkState, NodeState, ObservedDevice, ObservedNode};
 use crate::reconcile::Cause;
 use crate::table::Line;
 
@@ -52,6 +52,29 @@ impl Page {
         }
     }
 
+    /// A family of histograms, each with its labels. Bounds and sums are in seconds.
+    fn histograms<'a>(
+        &mut self,
+        name: &str,
+        help: &str,
+        all: impl IntoIterator<Item = (String, &'a Latency)>,
+    ) {
+        let mut text = String::new();
+        for (labels, latency) in all {
+            for (bound, count) in latency.cumulative() {
+                let bound = seconds_of(bound, 6);
+                text += &format!("dst_{name}_bucket{{{labels},le=\"{bound}\"}} {count}\n");
+            }
+            let (sum, count) = (seconds_of(latency.sum_ns, 9), latency.count);
+            text += &format!("dst_{name}_bucket{{{labels},le=\"+Inf\"}} {count}\n");
+            text += &format!("dst_{name}_sum{{{labels}}} {sum}\n");
+            text += &format!("dst_{name}_count{{{labels}}} {count}\n");
+        }
+        if !text.is_empty() {
+            self.0 += &format!("# HELP dst_{name} {help}\n# TYPE dst_{name} histogram\n{text}");
+        }
+    }
+
     fn one<V: Display>(&mut self, name: &str, help: &str, value: V) {
         self.family(name, help, [(String::new(), value)]);
     }
@@ -65,6 +88,7 @@ pub fn page(seen: &Seen, counts: &Counts) -> String {
     losses(&mut page, &seen.nodes, counts);
     devices(&mut page, &seen.devices);
     nodes(&mut page, &seen.nodes);
+    latencies(&mut page, &seen.nodes);
     states(&mut page, &seen.nodes, counts);
     links(&mut page, &seen.nodes);
     page.0
@@ -72,6 +96,13 @@ pub fn page(seen: &Seen, counts: &Counts) -> String {
 
 fn seconds(time: Duration) -> String {
     format!("{:.3}", time.as_secs_f64())
+}
+
+/// A count of parts of a second, of which there are 10 to the power of `digits`: exactly.
+fn seconds_of(parts: u64, digits: usize) -> String {
+    let text = format!("{parts:0>width$}", width = digits + 1);
+    let (whole, rest) = text.split_at(text.len() - digits);
+    format!("{whole}.{rest}")
 }
 
 fn daemon(page: &mut Page, counts: &Counts) {
@@ -296,6 +327,22 @@ fn states(page: &mut Page, nodes: &[ObservedNode], counts: &Counts) {
         "node_state_since_timestamp_seconds",
         "Unix time since when it is in its state, as far as this dstd has seen.",
         since,
+    );
+}
+
+fn latencies(page: &mut Page, nodes: &[ObservedNode]) {
+    let counted = nodes.iter().filter_map(|n| Some((n, n.latency.as_ref()?)));
+    let samples = counted.flat_map(|(node, latency)| {
+        let label = |op| format!("node=\"{}\",op=\"{op}\"", node.name);
+        [
+            (label("read"), &latency.read),
+            (label("write"), &latency.write),
+        ]
+    });
+    page.histograms(
+        "node_latency_seconds",
+        "From when a request is gathered to be sent until it is answered.",
+        samples,
     );
 }
 

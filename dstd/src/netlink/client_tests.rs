@@ -92,6 +92,7 @@ fn observed(text: &str) -> ObservedNode {
         conduct: Conduct::default(),
         ambiguous: 0,
         barred: 0,
+        latency: None,
         unfenced: Vec::new(),
     }
 }

@@ -120,6 +120,19 @@ impl<'a> Attribute<'a> {
         self.array().map(u64::from_ne_bytes)
     }
 
+    /// One u64 after the other, as many as there are.
+    pub fn u64s(&self) -> Result<Vec<u64>, NetlinkError> {
+        let (numbers, rest) = self.value.as_chunks();
+        if !rest.is_empty() {
+            return Err(NetlinkError::BadAnswer(format!(
+                "attribute {} has {} bytes, which are no whole numbers",
+                self.kind,
+                self.value.len()
+            )));
+        }
+        Ok(numbers.iter().copied().map(u64::from_ne_bytes).collect())
+    }
+
     /// Text up to the first NUL; the kernel may or may not terminate it.
     pub fn text(&self) -> String {
         let end = self.value.iter().position(|b| *b == 0);

@@ -1,7 +1,8 @@
 //! The family's messages as values of `kernel`: what is asked, what is answered, events.
 //!
 //! Owns which attribute carries what. Used by `client` and `events`. Pure: never touches a
-//! socket. Attributes of newer modules are skipped; missing ones are an error.
+//! socket. Attributes of newer modules are skipped; missing ones are an error, but for those that
+//! older modules don't have.
 
 use std::os::fd::{AsRawFd, RawFd};
 
@@ -9,10 +10,10 @@ use nix::errno::Errno;
 
 use super::codec::{self, Attribute, Writer};
 use super::error::NetlinkError;
-use super::numbers::{self, attr, cmd, link, link_attr, node, policy, restart};
+use super::numbers::{self, attr, cmd, latency_attr, link, link_attr, node, policy, restart};
 use crate::kernel::{
-    Conduct, Fenced, KernelEvent, LinkState, LinksSet, NbdFlags, Negotiated, NodeState,
-    ObservedLink, ObservedNode, OldLink, Policy, UnknownRestart,
+    Conduct, Fenced, KernelEvent, Latencies, Latency, LinkState, LinksSet, NbdFlags, Negotiated,
+    NodeState, ObservedLink, ObservedNode, OldLink, Policy, UnknownRestart,
 };
 use crate::units::{Bytes, Generation, Id, Millis, NodeName, Session, Slot};
 
@@ -147,6 +148,7 @@ pub fn observed_node(attributes: &[u8]) -> Result<ObservedNode, NetlinkError> {
         conduct: conduct(&all)?,
         ambiguous: all.u32(attr::AMBIGUOUS, "AMBIGUOUS")?,
         barred: all.u32(attr::BARRED, "BARRED")?,
+        latency: latencies(&all)?,
         unfenced,
     })
 }
@@ -223,6 +225,34 @@ fn old_link(attribute: &Attribute<'_>) -> Result<OldLink, NetlinkError> {
         merged: all.u32(link_attr::MERGED, "MERGED of an old link")?,
         quiet_in: quiet_in.map(Millis),
     })
+}
+
+/// Buckets that a number of microseconds can be sorted into.
+const MOST_BUCKETS: usize = 65;
+
+/// Newer modules tell them.
+fn latencies(all: &Message<'_>) -> Result<Option<Latencies>, NetlinkError> {
+    let (Some(read), Some(write)) = (all.find(attr::READ_LATENCY), all.find(attr::WRITE_LATENCY))
+    else {
+        return Ok(None);
+    };
+    Ok(Some(Latencies {
+        read: latency(&read)?,
+        write: latency(&write)?,
+    }))
+}
+
+fn latency(attribute: &Attribute<'_>) -> Result<Latency, NetlinkError> {
+    let all = Message(attribute.nest()?);
+    let counts = all
+        .need(latency_attr::COUNTS, "COUNTS of a latency")?
+        .u64s()?;
+    if counts.is_empty() || counts.len() > MOST_BUCKETS {
+        let error = format!("a latency has {} buckets", counts.len());
+        return Err(NetlinkError::BadAnswer(error));
+    }
+    let sum = all.u64(latency_attr::SUM, "SUM of a latency")?;
+    Ok(Latency::of(sum, counts))
 }
 
 fn observed_link(attribute: &Attribute<'_>) -> Result<ObservedLink, NetlinkError> {

@@ -61,6 +61,10 @@ pub fn encode_node(observed: &ObservedNode) -> Vec<u8> {
         }
         w.put_u32(attr::AMBIGUOUS, observed.ambiguous)?;
         w.put_u32(attr::BARRED, observed.barred)?;
+        if let Some(latency) = &observed.latency {
+            w.put_nest(attr::READ_LATENCY, encode_latency(&latency.read)?)?;
+            w.put_nest(attr::WRITE_LATENCY, encode_latency(&latency.write)?)?;
+        }
         for old in &observed.unfenced {
             w.put_nest(attr::UNFENCED, encode_old_link(old)?)?;
         }
@@ -78,6 +82,15 @@ fn encode_link(link: &ObservedLink) -> Result<Writer, NetlinkError> {
     w.put_u32(link_attr::IN_FLIGHT, link.in_flight)?;
     w.put_u64(link_attr::SENT, link.sent.0)?;
     w.put_u64(link_attr::RECEIVED, link.received.0)?;
+    Ok(w)
+}
+
+fn encode_latency(latency: &Latency) -> Result<Writer, NetlinkError> {
+    let mut w = Writer::new();
+    w.put(latency_attr::PAD, b"")?;
+    w.put_u64(latency_attr::SUM, latency.sum_ns)?;
+    let counts = latency.buckets.iter().map(|n| n.to_ne_bytes());
+    w.put(latency_attr::COUNTS, &counts.collect::<Vec<_>>().concat())?;
     Ok(w)
 }
 
@@ -220,6 +233,12 @@ prop_compose! {
 }
 
 prop_compose! {
+    fn any_latency()(sum: u64, counts in proptest::collection::vec(any::<u64>(), 1..66)) -> Latency {
+        Latency::of(sum, counts)
+    }
+}
+
+prop_compose! {
     pub fn any_node()(
         name in "[A-Za-z0-9_-]{1,63}",
         state in 0usize..6,
@@ -233,6 +252,7 @@ prop_compose! {
         links in proptest::collection::vec(any_link(), 0..33),
         conduct in any_conduct(),
         guards: [u32; 2],
+        latency in proptest::option::of([any_latency(), any_latency()]),
         unfenced in proptest::collection::vec(any_old_link(), 0..65),
     ) -> ObservedNode {
         use NodeState::*;
@@ -258,6 +278,7 @@ prop_compose! {
             conduct,
             ambiguous: guards[0],
             barred: guards[1],
+            latency: latency.map(|[read, write]| Latencies { read, write }),
             unfenced,
         }
     }
@@ -445,6 +466,45 @@ fn what_an_answer_lacks_is_named() {
     w.put_u32(attr::STATE, 1).unwrap();
     let error = event(cmd::NODE_EVENT, &w.into_bytes()).unwrap_err();
     assert!(error.to_string().contains("`a/b`"), "{error}");
+}
+
+/// A node as an older module tells it.
+fn without_latency() -> Vec<u8> {
+    encode_node(&ObservedNode {
+        latency: None,
+        ..crate::cli::status_tests::node()
+    })
+}
+
+/// The same with latencies of that many bytes of counts, and the sum if it shall be there.
+fn with_counts(bytes: usize, sum: bool) -> Result<ObservedNode, NetlinkError> {
+    let mut latencies = Writer::new();
+    for kind in [attr::READ_LATENCY, attr::WRITE_LATENCY] {
+        let mut nest = Writer::new();
+        nest.put(latency_attr::COUNTS, &vec![1; bytes])?;
+        if sum {
+            nest.put_u64(latency_attr::SUM, 7)?;
+        }
+        latencies.put_nest(kind, nest)?;
+    }
+    observed_node(&[without_latency(), latencies.into_bytes()].concat())
+}
+
+#[test]
+fn an_older_module_tells_no_latency_and_a_wrong_one_is_named() {
+    let old = observed_node(&without_latency()).unwrap();
+    assert_eq!(old.latency, None);
+    let newer = with_counts(8 * 40, true).unwrap().latency.unwrap();
+    assert_eq!((newer.read.buckets.len(), newer.write.sum_ns), (40, 7));
+    for (bytes, sum, says) in [
+        (12, true, "12 bytes, which are no whole numbers"),
+        (0, true, "a latency has 0 buckets"),
+        (8 * 66, true, "a latency has 66 buckets"),
+        (8 * 26, false, "it lacks SUM of a latency"),
+    ] {
+        let error = with_counts(bytes, sum).unwrap_err().to_string();
+        assert!(error.contains(says), "{error}");
+    }
 }
 
 #[test]

@@ -11,6 +11,8 @@ pub const NAME_MAX: u32 = 63;
 pub const SESSION_LEN: u32 = 32;
 pub const SLOTS_MAX: u32 = 32;
 pub const INCARNATION_MAX: u32 = 64;
+/// Of this module; another may tell more.
+pub const LATENCY_BUCKETS: usize = 26;
 /// For QUIESCE and TIMEOUT.
 pub const NEVER: u32 = u32::MAX;
 
@@ -118,6 +120,8 @@ numbers! {
         AMBIGUOUS = 32,
         BARRED = 33,
         UNFENCED = 34,
+        READ_LATENCY = 35,
+        WRITE_LATENCY = 36,
     }
 }
 
@@ -137,5 +141,14 @@ numbers! {
         AMBIGUOUS = 11,
         MERGED = 12,
         QUIET_IN = 13,
+    }
+}
+
+numbers! {
+    /// `enum dmdst_latency_attr`
+    latency_attr: u16 {
+        PAD = 1,
+        SUM = 2,
+        COUNTS = 3,
     }
 }

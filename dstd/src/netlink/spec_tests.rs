@@ -188,6 +188,9 @@ fn attributes_are_equal() {
     let c = c_enum("dmdst_link_attr", "DMDST_LA_");
     assert_eq!(rust(numbers::link_attr::ALL), c);
     assert_eq!(of_spec("link"), c);
+    let c = c_enum("dmdst_latency_attr", "DMDST_LAT_");
+    assert_eq!(rust(numbers::latency_attr::ALL), c);
+    assert_eq!(of_spec("latency"), c);
 }
 
 #[test]
@@ -206,6 +209,7 @@ fn constants_are_equal() {
         ("session-len", numbers::SESSION_LEN),
         ("slots-max", numbers::SLOTS_MAX),
         ("incarnation-max", numbers::INCARNATION_MAX),
+        ("latency-buckets", numbers::LATENCY_BUCKETS as u32),
     ];
     for (name, number) in constants {
         assert_eq!(
@@ -227,7 +231,11 @@ fn constants_are_equal() {
 fn attribute_types_match_the_headers_comments() {
     let header = read("dm-target/include/uapi/linux/dm-dst.h");
     let spec = spec();
-    for (set, prefix) in [("node", "DMDST_A_"), ("link", "DMDST_LA_")] {
+    for (set, prefix) in [
+        ("node", "DMDST_A_"),
+        ("link", "DMDST_LA_"),
+        ("latency", "DMDST_LAT_"),
+    ] {
         for attribute in named(&spec["attribute-sets"], set)["attributes"]
             .as_sequence()
             .unwrap()

@@ -267,6 +267,7 @@ scraped() { scrape && grep -qxF "$1" "$T/page"; }
 
 # Metrics tell what kernel and daemon count, and a node's loss.
 test_metrics() {
+    local counted
     start_two_nodes
     export DSTD_METRICS=127.0.0.1:9150
     start_daemon
@@ -277,6 +278,9 @@ test_metrics() {
     assert_ok grep -qxF 'dst_node_links_live{node="alpha"} 4' "$T/page"
     assert_ok grep -qxF 'dst_node_state{node="beta",state="live"} 1' "$T/page"
     assert_ok grep -qxF 'dst_failed_passes_total 0' "$T/page"
+    counted=$(dst-nlpoke get node=alpha | jq .latency.write.count)
+    ((counted > 0)) || fail "the kernel has counted no write"
+    assert_ok grep -qxF "dst_node_latency_seconds_count{node=\"alpha\",op=\"write\"} $counted" "$T/page"
     kill_node beta
     wait_until 20 "the loss in the metrics" scraped 'dst_node_state{node="beta",state="lost"} 1'
     wait_until 20 "the daemon's word of it" scraped 'dst_wanting_nodes 1'

@@ -295,3 +295,58 @@ test_events() {
 events_tell_states() {
     [[ $(awk '$1 == "node" { sub(/:/, "", $3); print $3 }' "$T/events" | xargs) == "Live Degraded Lost Live" ]]
 }
+
+# latency JQ: of alpha's.
+latency() { node_json alpha | jq -c ".latency | $1"; }
+
+# fits PATH: whether the sum of all times is one that the buckets allow: from half of each one's bound up to the bound.
+fits() {
+    latency "$1 | ([.buckets | to_entries[] | select(.key > 0) | .value * pow(2; .key - 1) * 1000] | add) as \$least |
+        .count == (.buckets | add) and .sum_ns >= \$least and .sum_ns <= \$least * 2 + .buckets[0] * 1000"
+}
+
+# assert_counted READS WRITES: no more and no fewer, each in a bucket that its time allows: no read was answered before 100 ms.
+assert_counted() {
+    assert_eq "$(latency '[.read.count, .write.count]')" "[$1,$2]" "reads and writes counted"
+    assert_eq "$(latency '.read.buckets[:17] | add')" 0 "reads that took up to 65.536 ms"
+    assert_eq "$(fits .read) $(fits .write)" "true true" "whether sum and counts go together: $(latency .)"
+}
+
+# A server that takes 100 ms for each read: each request is counted once, in a bucket that this allows, alone and in
+# batches; writes are counted apart, flushes in neither; what is counted outlives the links.
+# @timeout 400
+test_latency() {
+    local reads writes
+    make_file "$(make_image alpha 4M)" 4M
+    start_nbdkit alpha --filter=delay file "$(node_image alpha)" rdelay=100ms
+    defer "dstd fail-pending alpha; dmsetup remove --retry dev"
+    assert_ok dmsetup create dev --table "0 8192 dst 1 alpha 0 8192"
+    assert_eq "$(latency '[.read.count, .write.count, .read.sum_ns, (.read.buckets | length)]')" "[0,0,0,26]" "before any link"
+    assert_ok dst-nlpoke links node=alpha export=4194304 wanted=1 "link=0:1:nbd@$(node_uri alpha)"
+    let_udev_scan dev
+    defer "udevadm control --start-exec-queue"
+    assert_ok udevadm control --stop-exec-queue
+    reads=$(latency .read.count) writes=$(latency .write.count)
+
+    assert_ok dd if=/dev/mapper/dev of="$T/read" bs=4k count=5 iflag=direct status=none
+    assert_ok cmp -n 20480 "$T/read" "$(node_image alpha)"
+    assert_counted $((reads += 5)) "$writes"
+    assert_ok fio --name=batches --filename=/dev/mapper/dev --direct=1 --ioengine=libaio --iodepth=16 --rw=randread --bs=4k \
+        --number_ios=64 --output="$T/fio.out"
+    assert_counted $((reads += 64)) "$writes"
+    assert_ok dd if=/dev/zero of=/dev/mapper/dev bs=4k count=7 oflag=direct conv=notrunc,nocreat status=none
+    assert_counted "$reads" $((writes += 7))
+    assert_ok node_says alpha '.writes > 0' true
+    assert_ok sync /dev/mapper/dev
+    assert_ok node_says alpha .writes 0
+    assert_counted "$reads" "$writes"
+
+    assert_ok dst-nlpoke links node=alpha export=4194304 wanted=1 "link=0:2:nbd@$(node_uri alpha)"
+    wait_until 10 "the old link's end" links_are 0:2:live
+    assert_counted "$reads" "$writes"
+    assert_ok dd if=/dev/mapper/dev of=/dev/null bs=4k count=2 iflag=direct status=none
+    assert_counted $((reads += 2)) "$writes"
+    run dstd status
+    assert_match "$OUT" "alpha +$reads +(up to (131|262|524)\.[0-9]ms|up to [0-9.]+s|over 16\.8s) " "the status"
+    assert_match "$OUT" " $writes +(up to|over) "
+}

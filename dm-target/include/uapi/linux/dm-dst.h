@@ -20,6 +20,8 @@
 #define DMDST_SLOTS_MAX		32
 /* Bytes of an incarnation; opaque to the kernel, which compares them. */
 #define DMDST_INCARNATION_MAX	64
+/* Of a latency: up to 1, 2, 4 ... 2^24 microseconds, and the rest. */
+#define DMDST_LATENCY_BUCKETS	26
 /* For QUIESCE and TIMEOUT. */
 #define DMDST_NEVER		0xffffffffU
 
@@ -105,6 +107,8 @@ enum dmdst_attr {
 	DMDST_A_AMBIGUOUS,	/* u32: ranges that an old link may still write */
 	DMDST_A_BARRED,		/* u32: requests that wait for a fence */
 	DMDST_A_UNFENCED,	/* nest, repeated: enum dmdst_link_attr, of old links */
+	DMDST_A_READ_LATENCY,	/* nest: enum dmdst_latency_attr, of READs */
+	DMDST_A_WRITE_LATENCY,	/* nest: enum dmdst_latency_attr, of WRITEs */
 
 	__DMDST_A_MAX,
 	DMDST_A_MAX = __DMDST_A_MAX - 1,
@@ -128,6 +132,17 @@ enum dmdst_link_attr {
 
 	__DMDST_LA_MAX,
 	DMDST_LA_MAX = __DMDST_LA_MAX - 1,
+};
+
+/* From when a request is gathered to be sent until it is answered. */
+enum dmdst_latency_attr {
+	DMDST_LAT_UNSPEC,
+	DMDST_LAT_PAD,
+	DMDST_LAT_SUM,		/* u64, ns: of all requests together */
+	DMDST_LAT_COUNTS,	/* binary, a u64 for each bucket; the last has no bound */
+
+	__DMDST_LAT_MAX,
+	DMDST_LAT_MAX = __DMDST_LAT_MAX - 1,
 };
 
 #endif /* _UAPI_LINUX_DM_DST_H */
