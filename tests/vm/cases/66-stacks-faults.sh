@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Faults below md, LVM, multipath and ext4: each finds in DST what it builds upon. md is told at once of a node that is gone and
-# takes it back, and so does a RAID LV, which is also repaired without it; multipath goes over to the
+# takes it back, and so does a RAID LV, which is also repaired without it; pvmove goes on where it was; multipath goes over to the
 # other path without a stale write; ext4 under `queue` sees only a pause.
 
 # shellcheck source=tests/vm/devices.sh
@@ -176,6 +176,54 @@ test_raid_lv_is_repaired_without_the_dead_node() {
     leg_holds 0 alpha
     leg_holds 1 gamma
 }
+
+# An LV is moved off a node that dies in the midst of it and comes back: under `queue` pvmove waits and goes on, and then nothing
+# needs that node any more.
+# @timeout 400
+test_pvmove_off_a_dying_node() {
+    local name moving
+    topology
+    for name in alpha beta; do make_image $name 40M >/dev/null; done
+    start_nbdkit alpha
+    # slow, else the move would be over before the node can die
+    slow_beta
+    for name in alpha beta; do node $name; done
+    for name in alpha beta; do
+        device on-$name
+        extent $name
+    done
+    keep
+    assert_ok vgcreate -s 1M vg /dev/mapper/on-alpha /dev/mapper/on-beta
+    assert_ok lvcreate -y -n lv -L 32M vg /dev/mapper/on-beta
+    assert_ok mkfs.ext4 -q -b 4096 /dev/vg/lv
+    mkdir "$T/mnt"
+    assert_ok mount /dev/vg/lv "$T/mnt"
+    mkdir "$T/mnt/files"
+    files "$T/mnt/files"
+    timeout 300 pvmove -i 1 /dev/mapper/on-beta >"$T/pvmove" 2>&1 9>&- &
+    moving=$!
+    wait_until 60 "the move to have copied something" has_copied
+    kill_node beta
+    wait_until 60 "I/O that waits for beta" waits_for_beta
+    assert_ok moves
+    slow_beta
+    wait $moving || fail "pvmove failed: $(cat "$T/pvmove")"
+    assert_eq "$(lvs --noheadings -o devices vg/lv | tr -d ' ')" "/dev/mapper/on-alpha(0)" "where the LV lies"
+    assert_ok vgreduce vg /dev/mapper/on-beta
+    kill_node beta
+    more_files
+    stop_files
+    assert_ok umount "$T/mnt"
+    assert_ok e2fsck -f -n /dev/vg/lv
+    assert_ok mount -o ro /dev/vg/lv "$T/mnt"
+    assert_ok dst-durable verify --target "$T/mnt/files" --ledger "$T/ledger"
+    assert_ok umount "$T/mnt"
+}
+slow_beta() { start_nbdkit beta --filter=delay file "$(node_image beta)" rdelay=200ms; }
+moves() { dmsetup info vg-pvmove0; }
+# dm-mirror's status: the regions that are done, of all.
+has_copied() { dmsetup status vg-pvmove0 | grep -qE ' [1-9][0-9]*/[0-9]+ '; }
+waits_for_beta() { (($(node_field beta 5 on-beta) > 0)); }
 
 # ---- multipath ----
 
