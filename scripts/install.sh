@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # install.sh [--remove] PREFIX: installs DST on this host: module through DKMS (so that a new kernel gets it,
 # too), dstd, man pages and completions below PREFIX, udev rule and systemd units. The one script that changes
-# the host's kernel; called by `make install`. Doing it again replaces what is there. With DESTDIR it only puts files
-# (the module's source, too) below that directory and takes them away again, as makers of packages and a test do; DSTD
-# names another binary than that of the tree.
+# the host's kernel; called by `make install`. Doing it again replaces what is there; a dstd that runs goes on until it is
+# restarted. With DESTDIR it only puts files (the module's source, too) below that directory and takes them away again, as
+# makers of packages and a test do. MODULE=no leaves the module alone; DSTD names another binary than that of the tree.
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 # shellcheck source=scripts/lib.sh
@@ -40,9 +40,16 @@ install_source() {
         tar --null -cf - -T -) | tar -xf - -C "$SOURCE"
 }
 
+# At each moment there is a whole dstd, the old or the new one: systemd may want to start it now, or this script may be
+# cut short.
+install_binary() {
+    install -D -m 755 "$DSTD" "$1.new"
+    mv -fT "$1.new" "$1"
+}
+
 install_files() {
     local prefix=$1 share=$DESTDIR$1/share unit
-    install -D -m 755 "$DSTD" "$DESTDIR$prefix/bin/dstd"
+    install_binary "$DESTDIR$prefix/bin/dstd"
     mkdir -p "$share/man/man1" "$share/bash-completion/completions" "$UNITS" "$DESTDIR"/etc/{dst,dst-export}
     "$DSTD" man "$share/man/man1"
     "$DSTD" completions bash >"$share/bash-completion/completions/dstd"
@@ -61,7 +68,7 @@ tell_daemons() {
 # What operators wrote below /etc stays.
 remove_files() {
     local prefix=$1 share=$DESTDIR$1/share unit
-    rm -f "$DESTDIR$prefix/bin/dstd" "$share"/man/man[18]/dstd{,-*}.1 "$share/bash-completion/completions/dstd" "$RULES" "$READY"
+    rm -f "$DESTDIR$prefix/bin/dstd"{,.new} "$share"/man/man[18]/dstd{,-*}.1 "$share/bash-completion/completions/dstd" "$RULES" "$READY"
     for unit in "$root"/dstd/systemd/*; do rm -f "$UNITS/${unit##*/}"; done
     rmdir "$DESTDIR"/etc/{dst,dst-export} 2>/dev/null || true
     rm -rf "$SOURCE"
@@ -87,7 +94,7 @@ remove:) remove_all "$prefix" ;;
 remove:*) remove_files "$prefix" ;;
 install:)
     check_host
-    install_module
+    [[ ${MODULE:-yes} == no ]] || install_module
     install_files "$prefix"
     tell_daemons
     say "installed: put topologies into /etc/dst and run 'systemctl enable --now dstd' (docs/dstd.md)"

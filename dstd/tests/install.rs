@@ -146,6 +146,36 @@ fn what_is_installed_is_taken_away_again() {
     assert_eq!(files(dir.path()), ["etc/dst/mine.yaml"]);
 }
 
+/// A disk that fills up, or a hand on Ctrl-C, must not leave half a dstd where systemd starts it; and one that runs keeps
+/// its file.
+#[test]
+fn an_install_that_is_cut_short_leaves_the_old_binary() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("usr/bin/dstd");
+    let running = dir.path().join("running");
+    fs::create_dir_all(path.parent().unwrap()).unwrap();
+    fs::write(&path, "the old one").unwrap();
+    fs::hard_link(&path, &running).unwrap();
+    let script = repository().join("scripts/install.sh");
+    // no file of more than a MiB: sources fit, the binary doesn't
+    let ran = Command::new("bash")
+        .args(["-c", "ulimit -f 1024; exec \"$0\" /usr"])
+        .arg(script)
+        .env("DESTDIR", dir.path())
+        .env("DSTD", env!("CARGO_BIN_EXE_dstd"))
+        .output()
+        .unwrap();
+    assert!(!ran.status.success());
+    assert_eq!(fs::read_to_string(&path).unwrap(), "the old one");
+
+    install(&["/usr"], dir.path());
+    let installed = fs::read(&path).unwrap();
+    assert_eq!(installed, fs::read(env!("CARGO_BIN_EXE_dstd")).unwrap());
+    assert_eq!(fs::read_to_string(&running).unwrap(), "the old one");
+    let left = files(path.parent().unwrap());
+    assert_eq!(left, ["dstd"]);
+}
+
 /// The commands under "Install" need a network and change the machine, so here is only looked whether they still are
 /// what the tree has.
 #[test]

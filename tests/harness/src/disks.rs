@@ -198,7 +198,8 @@ fn modules_image(guest: &Guest, work: &Path) -> Result<PathBuf> {
     Ok(image)
 }
 
-/// What is tested: guest scripts, binaries, example tables, pages, udev rules and systemd units.
+/// What is tested: guest scripts, binaries, example tables, pages, udev rules and systemd units, and what is
+/// installed from the tree.
 fn payload_image(
     tree: &Tree,
     work: &Path,
@@ -208,7 +209,7 @@ fn payload_image(
 ) -> Result<PathBuf> {
     let stage = work.join("payload");
     let image = work.join("payload.ext4");
-    for dir in ["tests", "bin", "udev", "systemd"] {
+    for dir in ["tests", "bin", "udev", "systemd", "dstd"] {
         fs::create_dir_all(stage.join(dir))
             .with_context(|| format!("creating {}", stage.display()))?;
     }
@@ -217,7 +218,10 @@ fn payload_image(
         &tree.root.join("dmsetup-tables"),
         &stage.join("dmsetup-tables"),
     )?;
-    copy_tree(&tree.root.join("docs"), &stage.join("docs"))?;
+    // and all that scripts/install.sh installs
+    for dir in ["docs", "scripts", "dm-target", "dstd/systemd"] {
+        copy_tree(&tree.root.join(dir), &stage.join(dir))?;
+    }
     for dir in ["dm-target", "dstd", "udev", "systemd"] {
         collect_system_files(&tree.root.join(dir), &stage)?;
     }

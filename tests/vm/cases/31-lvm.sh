@@ -24,7 +24,7 @@ test_volume_group() {
     mount_at /dev/vg/lv "$T/mnt"
     copy_trees "$T/mnt/trees"
     operator_sees
-    snapshot_keeps_the_old
+    snapshot_keeps_the_old -L 8M
     grow_mounted
     move_mounted
     off_and_on
@@ -43,9 +43,9 @@ operator_sees() {
     assert_ok ls -l /dev/disk/by-id
 }
 
-# What is changed on the origin is as before in the snapshot.
+# snapshot_keeps_the_old LVCREATE_ARG...: what is changed on the origin is as before in the snapshot.
 snapshot_keeps_the_old() {
-    assert_ok lvcreate -y -s -n snap -L 8M vg/lv
+    assert_ok lvcreate -y -s -n snap "$@" vg/lv
     rm -r "$T/mnt/trees/usr/lib/python3.11/encodings"
     find "$T/mnt/trees/usr/share" -type f -exec sh -c 'echo changed >"$1"' - {} \;
     sync -f "$T/mnt"
@@ -112,6 +112,67 @@ grow_the_device() {
     assert_same_bytes "$T/more" "$T/mnt/more"
     assert_same_bytes "$T/big" "$T/mnt/big"
     (($(used delta) > 4 * MIB)) || fail "little of it lies on the new node: $(used delta) bytes"
+}
+
+# A thin pool over three nodes, with a volume larger than it: a snapshot, what is freed is freed on the nodes, and all of it
+# is there after the pool was checked by LVM's own tool on its way up.
+# @timeout 400
+test_thin_pool() {
+    local before
+    need_module dm-thin-pool
+    need_command thin_check
+    three_nodes $((40 * MIB))
+    topology "$(device one alpha beta gamma)"
+    assert_ok dstd apply "$T/t.yaml"
+    assert_ok vgcreate vg /dev/mapper/one
+    assert_ok lvcreate -y --type thin-pool -n pool -L 96M -c 64k --poolmetadatasize 4M vg
+    assert_ok lvcreate -y -n lv -V 256M --thinpool pool vg
+    assert_ok mkfs.ext4 -q -b 4096 /dev/vg/lv
+    mount_at /dev/vg/lv "$T/mnt"
+    copy_trees "$T/mnt/trees"
+    snapshot_keeps_the_old -kn
+    make_file "$T/mnt/big" $((48 * MIB))
+    sync -f "$T/mnt"
+    before=$(used_by_all)
+    ((before > 48 * MIB)) || fail "the nodes hold $before bytes"
+    rm "$T/mnt/big"
+    sync -f "$T/mnt"
+    assert_ok fstrim "$T/mnt"
+    (($(used_by_all) < before - 40 * MIB)) || fail "of $before bytes the nodes still hold $(used_by_all) when 48 MiB are freed"
+    assert_ok umount "$T/mnt"
+    assert_ok vgchange -an vg
+    assert_ok dstd remove one
+    assert_ok dstd apply "$T/t.yaml"
+    wait_until 60 "udev and LVM to activate vg" test -b /dev/vg/lv
+    assert_ok fsck.ext4 -f -n /dev/vg/lv
+    mount_at /dev/vg/lv "$T/mnt" -o ro
+    assert_trees "$T/mnt/trees"
+}
+used_by_all() { echo $(($(used alpha) + $(used beta) + $(used gamma))); }
+
+# With a devices file LVM sees what is in it and nothing else. A dst device is in it by its name.
+test_devices_file() {
+    local file=/etc/lvm/devices/dst.devices
+    three_nodes $((16 * MIB))
+    topology "$(device one alpha)" "$(device two beta)"
+    assert_ok dstd apply "$T/t.yaml"
+    mkdir -p /etc/lvm/devices
+    defer "rm -f $file"
+    assert_ok pvcreate /dev/mapper/two
+    assert_ok pvcreate --devicesfile dst.devices /dev/mapper/one
+    assert_match "$(cat $file)" "IDTYPE=devname IDNAME=/dev/mapper/one DEVNAME=/dev/mapper/one PVID=[A-Za-z0-9]+"
+    assert_eq "$(pvs --devicesfile dst.devices --noheadings -o pv_name | tr -d ' ')" /dev/mapper/one "what pvs lists with the file"
+    assert_eq "$(pvs --noheadings -o pv_name | tr -d ' ' | paste -sd ' ')" "/dev/mapper/one /dev/mapper/two" "what pvs lists without it"
+    assert_ok vgcreate --devicesfile dst.devices vg /dev/mapper/one
+    assert_ok lvcreate --devicesfile dst.devices -y -n lv -l 100%FREE vg
+    make_file "$T/data" $((12 * MIB))
+    assert_ok dd if="$T/data" of=/dev/vg/lv bs=1M oflag=direct status=none
+    assert_ok vgchange --devicesfile dst.devices -an vg
+    # a device under another name is found by its label
+    assert_ok dstd rename one other
+    assert_ok vgchange --devicesfile dst.devices -ay vg
+    assert_ok cmp -n $((12 * MIB)) "$T/data" /dev/vg/lv
+    assert_contains "$(lv_devices vg/lv)" /dev/mapper/other
 }
 
 # A device made by hand before any daemon runs: scanners leave it alone. `dstd apply` of a topology that has only
@@ -181,6 +242,8 @@ assert_untouched() {
     assert_ok udevadm trigger --settle --action=change "/dev/$(dm_of hand)"
     assert_eq "$(udev_of hand SYSTEMD_READY)" 0 "SYSTEMD_READY"
     assert_eq "$(udev_of hand ID_FS_TYPE)" "" "ID_FS_TYPE"
+    # the filter that docs/lvm.md names keeps LVM's tools from waiting, too
+    assert_ok timeout 20 pvs --config 'devices { global_filter = [ "r|^/dev/mapper/hand$|" ] }'
     assert_eq "$(awk '{print $1 + $5 + $9}' "/sys/block/$(dm_of hand)/stat")" 0 "bios the scanners sent"
     assert_match "$(dmsetup status --noflush hand)" "alpha waiting 0/1 0 0 .* beta waiting 0/1 0 0 "
     assert_ok timeout 10 lsblk "/dev/mapper/hand"

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The daemon: it connects what was lost, adopts what it finds, tells systemd, and its death harms nothing. And
-# what the commands beside it say: status --json, plan's exit statuses, a second apply.
+# what the commands beside it say: status --json, plan's exit statuses, a second apply. How it is upgraded: docs/operations.md.
 # shellcheck source=tests/vm/control.sh
 source "$(dirname "${BASH_SOURCE[0]}")/../control.sh"
 
@@ -133,6 +133,82 @@ test_daemon_killed_under_load() {
     kill_node beta
     start_nbdkit beta
     wait_until 30 "the adopting daemon to connect again" is_live beta 1
+}
+
+# ---- an upgrade ----
+
+TRACING=/sys/kernel/tracing
+PAYLOAD=/dst/payload
+
+# as_a_service: the real dstd.service keeps the topology; returns when it has said that it is ready.
+as_a_service() {
+    mkdir -p /etc/dst
+    defer "rm -rf /etc/dst; systemctl reset-failed dstd.service"
+    defer "systemctl stop dstd.service"
+    cp "$T/t.yaml" /etc/dst/dev.yaml
+    assert_ok timeout 120 systemctl start dstd.service
+    let_udev_scan dev
+}
+main_pid() { systemctl show -P MainPID dstd.service; }
+
+# listen_for_pauses: from here on the kernel tells of each link that changes and of each request that waits, is taken back or
+# has to be fenced; pauses prints it. The debug kernel has no tracing: there only counters tell.
+listen_for_pauses() {
+    local event
+    mountpoint -q $TRACING || mount -t tracefs tracefs $TRACING || return 0
+    defer "echo 0 >$TRACING/events/dm_dst/enable; echo >$TRACING/trace"
+    echo >$TRACING/trace
+    for event in link wait requeue fence; do echo 1 >$TRACING/events/dm_dst/dmdst_$event/enable; done
+}
+pauses() { if mountpoint -q $TRACING; then sed -n 's/.* dmdst_/dmdst_/p' $TRACING/trace; fi; }
+
+# upgrade N: a dstd with N bytes more that mean nothing is installed as by `make install`, but for the module, which needs DKMS,
+# a compiler and headers. What runs goes on in its old file until systemd is told to restart it.
+upgrade() {
+    local old
+    old=$(main_pid)
+    { cat $PAYLOAD/bin/dstd && head -c "$1" /dev/zero; } >"$T/upgrade"
+    chmod 755 "$T/upgrade"
+    cp "/proc/$old/exe" "$T/before"
+    assert_ok env MODULE=no DSTD="$T/upgrade" $PAYLOAD/scripts/install.sh /usr/local
+    assert_eq "$(main_pid)" "$old" "the process after the installation"
+    assert_same_bytes "$T/before" "/proc/$old/exe"
+    assert_ok timeout 120 systemctl restart dstd.service
+    if kill -0 "$old" 2>/dev/null; then fail "the old one, $old, still runs"; fi
+    assert_eq "$(readlink "/proc/$(main_pid)/exe")" /usr/local/bin/dstd "what runs now"
+    assert_same_bytes "$T/upgrade" "/proc/$(main_pid)/exe"
+}
+
+# A person's upgrade under I/O: another dstd is installed over the one that runs, then dstd.service is restarted. No request waits or
+# is taken back, no link changes, and the new one does the daemon's work from then on.
+# @timeout 400
+test_upgraded_under_io() {
+    local before sent
+    defer "install -m 755 -t /usr/local/bin $PAYLOAD/bin/dstd; install -m 644 -t /etc/systemd/system $PAYLOAD/systemd/*; systemctl daemon-reload"
+    defer "rm -rf /usr/local/share/man/man1/dstd* /usr/local/share/bash-completion/completions/dstd"
+    start_two_nodes
+    as_a_service
+    listen_for_pauses
+    start_verify "$(direct_job 12m)"
+    wait_until 30 "I/O on the nodes" node_says beta '.links[0].received > 1000000' true
+    assert_ok udevadm settle --timeout=30
+    before=$(untouched)
+    upgrade 1
+    sent=$(dst-nlpoke get node=alpha | jq '.links[0].sent')
+    wait_until 30 "I/O under the new daemon" node_says alpha ".links[0].sent > $sent" true
+    verify_goes_on
+    stop_verify
+    assert_eq "$(pauses)" "" "links that changed, requests that waited"
+    assert_eq "$(untouched)" "$before" "what the new daemon changed"
+    same_as_images
+    # once more without I/O, whose end makes uevents
+    before=$(calm_snapshot)
+    upgrade 2
+    assert_eq "$(calm_snapshot)" "$before" "devices, nodes and uevents after an upgrade without I/O"
+    kill_node beta
+    start_nbdkit beta
+    wait_until 60 "the new daemon to connect again" is_live beta 1
+    if mountpoint -q $TRACING; then assert_contains "$(pauses)" "dmdst_link: node=beta" "what is traced"; fi
 }
 
 # start_unit: dstd as a unit of type notify; returns when systemd was told READY.

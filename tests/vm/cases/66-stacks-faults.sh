@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Faults below md, multipath and ext4: each finds in DST what it builds upon. md is told at once of a node that is gone and
-# takes it back; multipath goes over to the other path without a stale write; ext4 under `queue` sees only a pause.
+# Faults below md, LVM, multipath and ext4: each finds in DST what it builds upon. md is told at once of a node that is gone and
+# takes it back, and so does a RAID LV, which is also repaired without it; pvmove goes on where it was; multipath goes over to the
+# other path without a stale write; ext4 under `queue` sees only a pause.
 
 # shellcheck source=tests/vm/devices.sh
 source "$(dirname "${BASH_SOURCE[0]}")/../devices.sh"
@@ -79,6 +80,150 @@ test_raid1_loses_a_node_and_gets_it_back() {
     assert_ok dst-durable verify --target "$T/mnt/files" --ledger "$T/ledger"
     assert_ok umount "$T/mnt"
 }
+
+# ---- LVM ----
+
+# raid_lv [NODE]: vg/lv, a mirror of 32 MiB over two nodes with policy error, in sync and with files being written on it; NODE's
+# device is one more in the group.
+raid_lv() {
+    local name
+    need_module dm-raid
+    topology
+    for name in alpha beta "$@"; do
+        make_image "$name" 40M >/dev/null
+        start_export "$name"
+        node "$name" "" "policy: error"
+    done
+    for name in alpha beta "$@"; do
+        device "on-$name"
+        extent "$name"
+    done
+    keep
+    assert_ok vgcreate -s 1M vg /dev/mapper/on-alpha /dev/mapper/on-beta "${@/#//dev/mapper/on-}"
+    assert_ok lvcreate -y --type raid1 -m 1 -n lv -L 32M vg /dev/mapper/on-alpha /dev/mapper/on-beta
+    wait_until 120 "the first resync" raid_whole
+    assert_ok mkfs.ext4 -q -b 4096 /dev/vg/lv
+    mkdir "$T/mnt"
+    assert_ok mount /dev/vg/lv "$T/mnt"
+    mkdir "$T/mnt/files"
+    files "$T/mnt/files"
+}
+
+# legs_are LETTERS: one for each leg in dm-raid's status: A alive, a alive and not in sync, D dead.
+legs_are() { [[ $(dmsetup status vg-lv | awk '{ print $6 }') == "$1" ]]; }
+raid_whole() { dmsetup status vg-lv | awk '{ split($7, in_sync, "/"); exit !($6 == "AA" && $8 == "idle" && in_sync[1] == in_sync[2]) }'; }
+lv_health() { lvs --noheadings -o lv_health_status vg/lv 2>/dev/null | tr -d ' '; }
+
+# The program has seen no error, and the legs are the same to md's scrub. Then the LV is switched off.
+raid_is_right() {
+    more_files
+    stop_files
+    assert_ok lvchange --syncaction check vg/lv
+    wait_until 120 "the end of the check" raid_whole
+    assert_eq "$(lvs --noheadings -o raid_mismatch_count vg/lv | tr -d ' ')" 0 "sectors that differ between the legs"
+    assert_ok umount "$T/mnt"
+    assert_ok vgchange -an vg
+}
+
+# leg_holds N NODE: what lies in the file behind NODE, where leg N is, is the whole file system with all that was confirmed.
+leg_holds() {
+    local where first
+    where=$(lvs -a --noheadings -o seg_pe_ranges "vg/lv_rimage_$1" | tr -d ' ')
+    assert_eq "${where%:*}" "/dev/mapper/on-$2" "where leg $1 lies"
+    first=${where##*:}
+    first=$((${first%-*} + $(pvs --noheadings --units m --nosuffix -o pe_start "${where%:*}" | tr -d ' ' | cut -d. -f1)))
+    assert_ok dd if="$(node_image "$2")" of="$T/leg" bs=1M skip=$first count=32 status=none
+    assert_ok e2fsck -f -n "$T/leg"
+    assert_ok mount -o ro,loop "$T/leg" "$T/mnt"
+    assert_ok dst-durable verify --target "$T/mnt/files" --ledger "$T/ledger"
+    assert_ok umount "$T/mnt"
+}
+
+# One node dies and the LV goes on with the other; the node comes back, LVM says that the LV wants a refresh, and that brings the
+# leg up to date.
+# @timeout 600
+test_raid_lv_loses_a_node_and_gets_it_back() {
+    raid_lv
+    kill_node alpha
+    wait_until 30 "the LV to go on with one leg" legs_are DA
+    more_files
+    start_export alpha
+    wait_until 120 "alpha to come back" is_live alpha
+    more_files
+    assert_ok legs_are DA
+    assert_eq "$(lv_health)" refreshneeded "health of the LV"
+    assert_ok lvchange --refresh vg/lv
+    wait_until 120 "the resync" raid_whole
+    assert_eq "$(lv_health)" "" "health of the LV after the resync"
+    raid_is_right
+    leg_holds 0 alpha
+    leg_holds 1 beta
+}
+
+# A node dies for good: LVM puts another one's device in its place under I/O, and lets the dead one's go.
+# @timeout 600
+test_raid_lv_is_repaired_without_the_dead_node() {
+    raid_lv gamma
+    kill_node beta
+    wait_until 30 "the LV to go on with one leg" legs_are AD
+    more_files
+    assert_eq "$(lv_health)" partial "health of the LV"
+    assert_ok lvconvert -y --repair vg/lv /dev/mapper/on-gamma
+    wait_until 120 "the resync" raid_whole
+    assert_ok vgreduce --removemissing vg
+    assert_eq "$(pvs --noheadings -o pv_name -S vg_name=vg 2>/dev/null | xargs)" "/dev/mapper/on-alpha /dev/mapper/on-gamma" "what the group has"
+    raid_is_right
+    leg_holds 0 alpha
+    leg_holds 1 gamma
+}
+
+# An LV is moved off a node that dies in the midst of it and comes back: under `queue` pvmove waits and goes on, and then nothing
+# needs that node any more.
+# @timeout 400
+test_pvmove_off_a_dying_node() {
+    local name moving
+    topology
+    for name in alpha beta; do make_image $name 40M >/dev/null; done
+    start_nbdkit alpha
+    # slow, else the move would be over before the node can die
+    slow_beta
+    for name in alpha beta; do node $name; done
+    for name in alpha beta; do
+        device on-$name
+        extent $name
+    done
+    keep
+    assert_ok vgcreate -s 1M vg /dev/mapper/on-alpha /dev/mapper/on-beta
+    assert_ok lvcreate -y -n lv -L 32M vg /dev/mapper/on-beta
+    assert_ok mkfs.ext4 -q -b 4096 /dev/vg/lv
+    mkdir "$T/mnt"
+    assert_ok mount /dev/vg/lv "$T/mnt"
+    mkdir "$T/mnt/files"
+    files "$T/mnt/files"
+    timeout 300 pvmove -i 1 /dev/mapper/on-beta >"$T/pvmove" 2>&1 9>&- &
+    moving=$!
+    wait_until 60 "the move to have copied something" has_copied
+    kill_node beta
+    wait_until 60 "I/O that waits for beta" waits_for_beta
+    assert_ok moves
+    slow_beta
+    wait $moving || fail "pvmove failed: $(cat "$T/pvmove")"
+    assert_eq "$(lvs --noheadings -o devices vg/lv | tr -d ' ')" "/dev/mapper/on-alpha(0)" "where the LV lies"
+    assert_ok vgreduce vg /dev/mapper/on-beta
+    kill_node beta
+    more_files
+    stop_files
+    assert_ok umount "$T/mnt"
+    assert_ok e2fsck -f -n /dev/vg/lv
+    assert_ok mount -o ro /dev/vg/lv "$T/mnt"
+    assert_ok dst-durable verify --target "$T/mnt/files" --ledger "$T/ledger"
+    assert_ok umount "$T/mnt"
+}
+slow_beta() { start_nbdkit beta --filter=delay file "$(node_image beta)" rdelay=200ms; }
+moves() { dmsetup info vg-pvmove0; }
+# dm-mirror's status: the regions that are done, of all.
+has_copied() { dmsetup status vg-pvmove0 | grep -qE ' [1-9][0-9]*/[0-9]+ '; }
+waits_for_beta() { (($(node_field beta 5 on-beta) > 0)); }
 
 # ---- multipath ----
 
