@@ -162,6 +162,7 @@ test_raid_lv_loses_a_node_and_gets_it_back() {
 
 # A node dies for good: LVM puts another one's device in its place under I/O, and lets the dead one's go.
 # @timeout 600
+# @only faults
 test_raid_lv_is_repaired_without_the_dead_node() {
     raid_lv gamma
     kill_node beta
@@ -180,6 +181,7 @@ test_raid_lv_is_repaired_without_the_dead_node() {
 # An LV is moved off a node that dies in the midst of it and comes back: under `queue` pvmove waits and goes on, and then nothing
 # needs that node any more.
 # @timeout 400
+# @only faults
 test_pvmove_off_a_dying_node() {
     local name moving
     topology
