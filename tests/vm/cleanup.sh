@@ -120,12 +120,16 @@ remove_dm_devices() {
     done
 }
 
-# srv-*, and whatever else only a server had open.
+# srv-*, and whatever else only a server had open. The end of one that had written makes udev open its disk once more.
 remove_server_disks() {
     local name
     any /sys/block/dm-* || return 0
-    for name in $(dmsetup info -c --noheadings -o name -S 'open=0' 2>/dev/null); do
-        timeout 20 dmsetup remove --retry "$name"
+    for _ in {1..8}; do
+        any /sys/block/dm-* || break
+        udevadm settle -t 10
+        for name in $(dmsetup info -c --noheadings -o name -S 'open=0' 2>/dev/null); do
+            timeout 20 dmsetup remove --retry "$name"
+        done
     done
     ! any /sys/block/loop*/loop/backing_file || losetup -D
 }
