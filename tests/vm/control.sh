@@ -19,14 +19,20 @@ calm_snapshot() {
 }
 
 # refused STATUS TEXT COMMAND...: it ends with both, and nothing has changed.
-refused() {
-    local status=$1 text=$2 before
-    shift 2
-    before=$(calm_snapshot)
+refused() { leaves calm_snapshot "devices, nodes and uevents" "$@"; }
+
+# refused_in_use STATUS TEXT COMMAND...: the same, while others write.
+refused_in_use() { leaves snapshot "devices and nodes" "$@"; }
+
+# leaves SNAPSHOT WHAT STATUS TEXT COMMAND...: the command ends with both, and that snapshot, of WHAT, is the same.
+leaves() {
+    local snapshot=$1 what=$2 status=$3 text=$4 before
+    shift 4
+    before=$("$snapshot")
     run "$@"
     assert_eq "$RC" "$status" "the status of '$*' ($OUT)"
     assert_contains "$OUT" "$text" "the text of '$*'"
-    assert_eq "$(calm_snapshot)" "$before" "devices, nodes and uevents after '$*'"
+    assert_eq "$("$snapshot")" "$before" "$what after '$*'"
 }
 
 # node_says NODE JQ VALUE: whether the kernel says that of the node.

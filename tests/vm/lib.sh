@@ -18,6 +18,10 @@ skip() {
     exit 77
 }
 
+# tracing: whether the kernel has it, at TRACING.
+TRACING=/sys/kernel/tracing
+tracing() { mountpoint -q $TRACING || mount -t tracefs tracefs $TRACING; }
+
 # run COMMAND...: never fails; its output (both streams) is then in OUT, its status in RC.
 run() {
     RC=0

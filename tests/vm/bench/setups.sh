@@ -62,6 +62,17 @@ $first $second linear $3 0
 TABLE
 }
 
+# join_when_there SETUP DISK: the same of two that come by themselves; DISK N prints where they are.
+join_when_there() {
+    local n disks=()
+    for n in 0 1; do
+        wait_until 60 "$1's disk $n" "$2" $n
+        disks+=("$("$2" $n)")
+    done
+    no_scheduler "${disks[@]}"
+    join "$1" "${disks[@]}"
+}
+
 # serve SETUP N SERVER: the server of RAM disk N, on the setup's port N.
 serve() {
     local node disk port
@@ -133,7 +144,7 @@ down_dmdst() {
 }
 
 up_nvmetcp() {
-    local n nqn sub disks=()
+    local n nqn sub
     modprobe nvme-core multipath=N # a layer less
     modprobe -a nvmet-tcp nvme-tcp
     mkdir "$NVMET/ports/1"
@@ -149,12 +160,7 @@ up_nvmetcp() {
         ln -s "$sub" "$NVMET/ports/1/subsystems/$nqn"
         echo "transport=tcp,traddr=127.0.0.1,trsvcid=4420,nqn=$nqn,hostnqn=$HOSTNQN,hostid=${HOSTNQN##*:},nr_io_queues=$2" >/dev/nvme-fabrics
     done
-    for n in 0 1; do
-        wait_until 30 "nvme disk $n" nvme_disk $n
-        disks+=("$(nvme_disk $n)")
-    done
-    no_scheduler "${disks[@]}"
-    join "$1" "${disks[@]}"
+    join_when_there "$1" nvme_disk
 }
 # With native multipath the disk hangs below the subsystem, under the same name.
 nvme_disk() {
@@ -182,7 +188,7 @@ down_nvmetcp() {
 
 # Two targets with a disk each; anybody may log in (it is a loopback interface in a throwaway VM).
 up_iscsi() {
-    local n group store disks=()
+    local n group store
     modprobe -a target_core_mod target_core_iblock iscsi_target_mod iscsi_tcp
     for n in 0 1; do
         store=$LIO/core/iblock_$n/disk$n group=$LIO/iscsi/$IQN:$n/tpgt_1
@@ -200,12 +206,7 @@ up_iscsi() {
         iscsiadm --mode node --op new --targetname "$IQN:$n" --portal "127.0.0.1:$((3260 + n))"
         iscsiadm --mode node --targetname "$IQN:$n" --portal "127.0.0.1:$((3260 + n))" --login
     done
-    for n in 0 1; do
-        wait_until 60 "iSCSI disk $n" iscsi_disk $n
-        disks+=("$(iscsi_disk $n)")
-    done
-    no_scheduler "${disks[@]}"
-    join "$1" "${disks[@]}"
+    join_when_there "$1" iscsi_disk
 }
 start_iscsid() {
     mkdir -p /run/lock/iscsi "$(node_dir iscsid)"

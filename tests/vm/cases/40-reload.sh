@@ -198,14 +198,3 @@ test_rename_while_udev_hangs() {
     refused_in_use 0 "Nothing to do." dstd apply "$T/t.yaml"
     assert_ok dstd remove other
 }
-
-# refused_in_use STATUS TEXT COMMAND...: as `refused`, while others write.
-refused_in_use() {
-    local status=$1 text=$2 before
-    shift 2
-    before=$(snapshot)
-    run "$@"
-    assert_eq "$RC" "$status" "the status of '$*' ($OUT)"
-    assert_contains "$OUT" "$text" "the text of '$*'"
-    assert_eq "$(snapshot)" "$before" "devices and nodes after '$*'"
-}

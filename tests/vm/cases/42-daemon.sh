@@ -102,14 +102,19 @@ untouched() {
     klog | grep 'device-mapper: dst' || true
 }
 
+# verify_both_nodes: I/O goes on both from here on, until stop_verify.
+verify_both_nodes() {
+    start_verify "$(direct_job 12m)"
+    wait_until 30 "I/O on the nodes" node_says beta '.links[0].received > 1000000' true
+    assert_ok udevadm settle --timeout=30
+}
+
 # The daemon is killed under load: I/O goes on, and the next one adopts everything and changes nothing.
 test_daemon_killed_under_load() {
     local before sent
     start_two_nodes
     start_daemon
-    start_verify "$(direct_job 12m)"
-    wait_until 30 "I/O on the nodes" node_says beta '.links[0].received > 1000000' true
-    assert_ok udevadm settle --timeout=30
+    verify_both_nodes
     before=$(untouched)
     kill -KILL $DAEMON
     wait $DAEMON || true
@@ -137,7 +142,6 @@ test_daemon_killed_under_load() {
 
 # ---- an upgrade ----
 
-TRACING=/sys/kernel/tracing
 PAYLOAD=/dst/payload
 
 # as_a_service: the real dstd.service keeps the topology; returns when it has said that it is ready.
@@ -155,12 +159,12 @@ main_pid() { systemctl show -P MainPID dstd.service; }
 # has to be fenced; pauses prints it. The debug kernel has no tracing: there only counters tell.
 listen_for_pauses() {
     local event
-    mountpoint -q $TRACING || mount -t tracefs tracefs $TRACING || return 0
+    tracing || return 0
     defer "echo 0 >$TRACING/events/dm_dst/enable; echo >$TRACING/trace"
-    echo >$TRACING/trace
-    for event in link wait requeue fence; do echo 1 >$TRACING/events/dm_dst/dmdst_$event/enable; done
+    echo >"$TRACING/trace"
+    for event in link wait requeue fence; do echo 1 >"$TRACING/events/dm_dst/dmdst_$event/enable"; done
 }
-pauses() { if mountpoint -q $TRACING; then sed -n 's/.* dmdst_/dmdst_/p' $TRACING/trace; fi; }
+pauses() { if mountpoint -q "$TRACING"; then sed -n 's/.* dmdst_/dmdst_/p' "$TRACING/trace"; fi; }
 
 # upgrade N: a dstd with N bytes more that mean nothing is installed as by `make install`, but for the module, which needs DKMS,
 # a compiler and headers. What runs goes on in its old file until systemd is told to restart it.
@@ -189,9 +193,7 @@ test_upgraded_under_io() {
     start_two_nodes
     as_a_service
     listen_for_pauses
-    start_verify "$(direct_job 12m)"
-    wait_until 30 "I/O on the nodes" node_says beta '.links[0].received > 1000000' true
-    assert_ok udevadm settle --timeout=30
+    verify_both_nodes
     before=$(untouched)
     upgrade 1
     sent=$(dst-nlpoke get node=alpha | jq '.links[0].sent')
@@ -208,7 +210,7 @@ test_upgraded_under_io() {
     kill_node beta
     start_nbdkit beta
     wait_until 60 "the new daemon to connect again" is_live beta 1
-    if mountpoint -q $TRACING; then assert_contains "$(pauses)" "dmdst_link: node=beta" "what is traced"; fi
+    if mountpoint -q "$TRACING"; then assert_contains "$(pauses)" "dmdst_link: node=beta" "what is traced"; fi
 }
 
 # start_unit: dstd as a unit of type notify; returns when systemd was told READY.

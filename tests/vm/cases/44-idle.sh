@@ -4,8 +4,6 @@
 # shellcheck source=tests/vm/devices.sh
 source "$(dirname "${BASH_SOURCE[0]}")/../devices.sh"
 
-TRACING=/sys/kernel/tracing
-
 # Prints the calls of dm-dst's functions from second $1 of the trace on; a call's line has its time before the colon.
 calls_since() {
     awk -v from="$1" '!/^#/ { for (i = 1; i <= NF; i++) if ($i ~ /^[0-9.]+:$/) { if (began == "") began = $i + 0
@@ -26,10 +24,10 @@ test_nothing_runs_for_a_minute() {
     wait_until 30 "udev to have scanned it" state_is alpha live
     assert_ok udevadm settle --timeout=30
     assert_ok dd if=/dev/mapper/dev of=/dev/null bs=4k count=1 iflag=direct
-    mountpoint -q $TRACING || mount -t tracefs tracefs $TRACING || skip "no tracing here"
+    tracing || skip "no tracing here"
     defer "echo nop >$TRACING/current_tracer; echo >$TRACING/set_ftrace_filter"
-    echo ':mod:dm_dst' >$TRACING/set_ftrace_filter || skip "no function tracer here"
-    echo function >$TRACING/current_tracer || skip "no function tracer here"
+    echo ':mod:dm_dst' >"$TRACING/set_ftrace_filter" || skip "no function tracer here"
+    echo function >"$TRACING/current_tracer" || skip "no function tracer here"
     # the clock of the trace begins with this
     assert_ok dd if=/dev/mapper/dev of=/dev/null bs=4k count=1 iflag=direct
     sleep 70 # what is measured, not a wait for something

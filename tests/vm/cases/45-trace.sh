@@ -7,8 +7,6 @@ source "$(dirname "${BASH_SOURCE[0]}")/../control.sh"
 # shellcheck source=tests/vm/devices.sh
 source "$(dirname "${BASH_SOURCE[0]}")/../devices.sh"
 
-TRACING=/sys/kernel/tracing
-
 # make_device TABLE: dev, on nodes of 4 MiB.
 make_device() {
     defer "touch $T/go; give_up alpha; dmsetup remove --retry dev"
@@ -21,19 +19,19 @@ set_link() { assert_ok dst-nlpoke links node="$1" export=4194304 wanted=1 "link=
 
 # listen: to all events, from here on.
 listen() {
-    mountpoint -q $TRACING || mount -t tracefs tracefs $TRACING || skip "no tracing here"
+    tracing || skip "no tracing here"
     let_udev_scan dev
     defer "udevadm control --start-exec-queue"
     assert_ok udevadm control --stop-exec-queue
     defer "echo 0 >$TRACING/events/dm_dst/enable; echo >$TRACING/trace"
-    echo >$TRACING/trace
-    echo 1 >$TRACING/events/dm_dst/enable || fail "the kernel doesn't know the events"
+    echo >"$TRACING/trace"
+    echo 1 >"$TRACING/events/dm_dst/enable" || fail "the kernel doesn't know the events"
 }
 
 # traced EVENT [KEY=VALUE...]: the fields of each such event, with a space around each.
 traced() {
     local lines word
-    lines=$(sed -n "s/.* dmdst_$1: \(.*\)/ \1 /p" $TRACING/trace)
+    lines=$(sed -n "s/.* dmdst_$1: \(.*\)/ \1 /p" "$TRACING/trace")
     for word in "${@:2}"; do lines=$(grep -F " $word " <<<"$lines" || true); done
     printf '%s' "$lines"
 }
@@ -42,7 +40,7 @@ traced() {
 once() {
     local line
     line=$(traced "$@")
-    [[ -n $line && $line != *$'\n'* ]] || fail "events that are '$*': '$line', expected one; all: $(grep dmdst_ $TRACING/trace)"
+    [[ -n $line && $line != *$'\n'* ]] || fail "events that are '$*': '$line', expected one; all: $(grep dmdst_ "$TRACING/trace")"
     printf '%s\n' "$line"
 }
 has_been() { [[ -n $(traced "$@") ]]; }
@@ -95,7 +93,7 @@ unaccounted() {
             if (!(one in ended)) print "no end of " one
         }
         for (key in sent) if (!(key in over)) print "neither reply to nor requeue of " key
-    }' $TRACING/trace
+    }' "$TRACING/trace"
 }
 
 # write_piece LETTER: at the begin of dev.

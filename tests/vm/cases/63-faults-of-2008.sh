@@ -74,19 +74,19 @@ start_proxies_for_alpha() {
 # Every message was corked for 200 ms by a flag that was always set: here nothing is ever sent by the timer that ends
 # such a wait. (It is the one for a closed window, too; the server reads all the time.)
 test_nothing_is_corked() {
-    local events=/sys/kernel/tracing/events/kprobes
+    local events=$TRACING/events/kprobes
     make_image alpha $SIZE >/dev/null
     make_file "$T/piece" 4096
     start_nbdkit alpha
     make_dev
-    mountpoint -q /sys/kernel/tracing || mount -t tracefs tracefs /sys/kernel/tracing || skip "no tracing here"
-    echo 'p:kprobes/dst_corked tcp_send_probe0' >/sys/kernel/tracing/kprobe_events || skip "no kprobes here"
-    defer "echo 0 >$events/dst_corked/enable; echo >/sys/kernel/tracing/kprobe_events"
-    echo 1 >$events/dst_corked/enable
+    tracing || skip "no tracing here"
+    echo 'p:kprobes/dst_corked tcp_send_probe0' >"$TRACING/kprobe_events" || skip "no kprobes here"
+    defer "echo 0 >$events/dst_corked/enable; echo >$TRACING/kprobe_events"
+    echo 1 >"$events/dst_corked/enable"
     assert_ok dd if=/dev/mapper/dev of=/dev/null bs=4k count=60 iflag=direct status=none
     assert_ok dd if=/dev/urandom of=/dev/mapper/dev bs=4k count=40 oflag=direct conv=notrunc status=none
-    echo 0 >$events/dst_corked/enable
-    assert_eq "$(grep -c dst_corked /sys/kernel/tracing/trace)" 0 "messages that had to wait for a timer"
+    echo 0 >"$events/dst_corked/enable"
+    assert_eq "$(grep -c dst_corked "$TRACING/trace")" 0 "messages that had to wait for a timer"
 }
 
 # Short sends were taken for whole ones: here a socket that takes a little at a time gets all of it, copied or not.

@@ -26,6 +26,14 @@ stop_files() {
     assert_contains "$(cat "$T/said")" ": stopped" "what the program saw"
 }
 
+# holds_files DISK [OPTION]: its file system is whole, with all that the program was told is durable.
+holds_files() {
+    assert_ok e2fsck -f -n "$1"
+    assert_ok mount -o "ro${2:+,$2}" "$1" "$T/mnt"
+    assert_ok dst-durable verify --target "$T/mnt/files" --ledger "$T/ledger"
+    assert_ok umount "$T/mnt"
+}
+
 # ---- md ----
 
 md_name() { basename "$(readlink -f /dev/md/mirror)"; }
@@ -75,10 +83,7 @@ test_raid1_loses_a_node_and_gets_it_back() {
     assert_ok mdadm /dev/md/mirror --fail /dev/mapper/right
     assert_ok umount "$T/mnt"
     echo 3 >/proc/sys/vm/drop_caches
-    assert_ok e2fsck -f -n /dev/md/mirror
-    assert_ok mount -o ro /dev/md/mirror "$T/mnt"
-    assert_ok dst-durable verify --target "$T/mnt/files" --ledger "$T/ledger"
-    assert_ok umount "$T/mnt"
+    holds_files /dev/md/mirror
 }
 
 # ---- LVM ----
@@ -133,10 +138,7 @@ leg_holds() {
     first=${where##*:}
     first=$((${first%-*} + $(pvs --noheadings --units m --nosuffix -o pe_start "${where%:*}" | tr -d ' ' | cut -d. -f1)))
     assert_ok dd if="$(node_image "$2")" of="$T/leg" bs=1M skip=$first count=32 status=none
-    assert_ok e2fsck -f -n "$T/leg"
-    assert_ok mount -o ro,loop "$T/leg" "$T/mnt"
-    assert_ok dst-durable verify --target "$T/mnt/files" --ledger "$T/ledger"
-    assert_ok umount "$T/mnt"
+    holds_files "$T/leg" loop
 }
 
 # One node dies and the LV goes on with the other; the node comes back, LVM says that the LV wants a refresh, and that brings the
@@ -216,10 +218,7 @@ test_pvmove_off_a_dying_node() {
     more_files
     stop_files
     assert_ok umount "$T/mnt"
-    assert_ok e2fsck -f -n /dev/vg/lv
-    assert_ok mount -o ro /dev/vg/lv "$T/mnt"
-    assert_ok dst-durable verify --target "$T/mnt/files" --ledger "$T/ledger"
-    assert_ok umount "$T/mnt"
+    holds_files /dev/vg/lv
 }
 slow_beta() { start_nbdkit beta --filter=delay file "$(node_image beta)" rdelay=200ms; }
 moves() { dmsetup info vg-pvmove0; }
@@ -363,10 +362,7 @@ test_ext4_sees_only_a_pause() {
     done
     stop_files
     assert_ok umount "$T/mnt"
-    assert_ok e2fsck -f -n /dev/mapper/dev
-    assert_ok mount -o ro /dev/mapper/dev "$T/mnt"
-    assert_ok dst-durable verify --target "$T/mnt/files" --ledger "$T/ledger"
-    assert_ok umount "$T/mnt"
+    holds_files /dev/mapper/dev
     if klog | grep -E "EXT4-fs (error|warning)|JBD2:.*error|I/O error"; then fail "ext4 saw more than a pause"; fi
     assert_eq "$(losses)" 0 "losses"
 }
