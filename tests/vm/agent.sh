@@ -208,7 +208,9 @@ reload_module() {
     rm -f "$STATE/why"
 }
 
+# wanted NAME: whether the test is this guest's (TOPICS: no topic is all of them) and was asked for.
 wanted() {
+    [[ -z ${TOPICS:-} || " $TOPICS " == *" ${1%%.*} "* ]] || return 1
     [[ -z ${FILTER:-} ]] && return 0
     local part
     while IFS= read -r part; do

@@ -18,7 +18,12 @@ const RESULTS_SIZE: &str = "512M";
 /// What the guest's agent is to do; it reads this from run.env on the payload.
 #[derive(Debug)]
 pub enum Mode {
-    Tests { filter: Vec<String>, which: Which },
+    Tests {
+        filter: Vec<String>,
+        which: Which,
+        /// Of these files of cases only; none named: of all
+        topics: Vec<String>,
+    },
     Demo,
     Shell,
     Bench(Bench),
@@ -52,6 +57,17 @@ pub enum Which {
     Faults,
     /// only those for a guest that has little memory, and a node outside of it
     Small,
+}
+
+impl Which {
+    /// As list.sh prints them.
+    pub fn tags(self) -> &'static [&'static str] {
+        match self {
+            Which::Quick => &["-"],
+            Which::Faults => &["-", "faults"],
+            Which::Small => &["small"],
+        }
+    }
 }
 
 impl Mode {
@@ -227,14 +243,15 @@ fn payload_image(
     }
     copy_binaries(&tree.bin_dir(debug), &stage.join("bin"))?;
     let mut env = match mode {
-        Mode::Tests { filter, which } => format!(
-            "MODE=tests\nFILTER='{}'\nONLY='{}'\nexport ROUNDS={}\n",
+        Mode::Tests {
+            filter,
+            which,
+            topics,
+        } => format!(
+            "MODE=tests\nFILTER='{}'\nONLY='{}'\nTOPICS='{}'\nexport ROUNDS={}\n",
             filter.join("\n").replace('\'', ""),
-            match which {
-                Which::Quick => "-",
-                Which::Faults => "- faults",
-                Which::Small => "small",
-            },
+            which.tags().join(" "),
+            topics.join(" "),
             rounds()
         ),
         Mode::Demo => "MODE=demo\n".to_owned(),

@@ -72,6 +72,21 @@ impl Tree {
         Ok(tests.into_iter().map(|test| test.only).collect())
     }
 
+    /// The files of cases with such tests, dealt out to `guests` so that each has about as many tests.
+    pub fn deal(
+        &self,
+        filter: &[String],
+        tags: &[&str],
+        guests: usize,
+    ) -> Result<Vec<Vec<String>>> {
+        let tests = self.tests(filter)?;
+        let wanted = tests
+            .iter()
+            .filter(|test| tags.contains(&test.only.as_str()));
+        let topics = wanted.map(|test| test.name.split('.').next().unwrap_or_default());
+        Ok(deal(topics, guests))
+    }
+
     fn tests(&self, filter: &[String]) -> Result<Vec<Listed>> {
         let out = Command::new("bash")
             .arg(self.root.join("tests/vm/list.sh"))
@@ -103,8 +118,29 @@ impl Tree {
     }
 }
 
+/// Each topic, named once for each of its tests, goes to the guest that has the fewest so far, the largest first.
+fn deal<'a>(topics: impl Iterator<Item = &'a str>, guests: usize) -> Vec<Vec<String>> {
+    let mut sizes: Vec<(&str, usize)> = Vec::new();
+    for topic in topics {
+        match sizes.iter_mut().find(|(name, _)| *name == topic) {
+            Some((_, size)) => *size += 1,
+            None => sizes.push((topic, 1)),
+        }
+    }
+    sizes.sort_by_key(|(_, size)| std::cmp::Reverse(*size));
+    let mut hands = vec![(0, Vec::new()); guests];
+    for (topic, size) in sizes {
+        if let Some((sum, hand)) = hands.iter_mut().min_by_key(|(sum, _)| *sum) {
+            *sum += size;
+            hand.push(topic.to_owned());
+        }
+    }
+    let hands = hands.into_iter().map(|(_, hand)| hand);
+    hands.filter(|hand| !hand.is_empty()).collect()
+}
+
 /// The cached pieces of a guest.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Guest {
     /// the launcher of scripts/qemu.sh
     pub qemu: PathBuf,
@@ -233,4 +269,25 @@ pub fn lock_dir(dir: &Path) -> Result<File> {
             .with_context(|| format!("locking {}", dir.display()))?;
     }
     Ok(file)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::deal;
+
+    #[test]
+    fn each_guest_gets_about_as_many_tests() {
+        let topics = ["a", "a", "b", "c", "c", "c", "d", "d", "e"];
+        assert_eq!(
+            deal(topics.into_iter(), 2),
+            [vec!["c", "b", "e"], vec!["a", "d"]]
+        );
+        assert_eq!(deal(topics.into_iter(), 1), [["c", "a", "d", "b", "e"]]);
+    }
+
+    #[test]
+    fn a_guest_without_tests_is_not_started() {
+        assert_eq!(deal(["a", "a"].into_iter(), 2), [["a"]]);
+        assert!(deal([].into_iter(), 2).is_empty());
+    }
 }

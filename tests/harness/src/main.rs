@@ -9,16 +9,18 @@ mod protocol;
 mod qemu;
 mod supervise;
 
-use std::path::PathBuf;
+use std::path::Path;
 use std::process::ExitCode;
-use std::time::Duration;
+use std::thread;
+use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use clap::{Args, Parser, Subcommand};
 
 use crate::disks::{Bench, Disks, Mode, Which};
 use crate::host::{Guest, Tree};
 use crate::qemu::Machine;
+use crate::supervise::Outcome;
 
 /// What kernel.sh answers when Debian can't be asked for a kernel, and what we pass on: skipped, not passed.
 pub const SKIPPED: u8 = 77;
@@ -53,6 +55,9 @@ enum Command {
         /// Give up on the whole VM after this many minutes (60; on the debug kernel 360)
         #[arg(long)]
         minutes: Option<u64>,
+        /// So many VMs at a time, each with its share of the files of cases
+        #[arg(long, default_value_t = 1)]
+        guests: usize,
     },
     /// Run tests/vm/demo.sh in the guest and show its output as it comes
     Demo {
@@ -119,12 +124,19 @@ fn run(command: &Command) -> Result<ExitCode> {
             filter,
             faults,
             minutes,
+            guests,
             ..
-        } => tests(&tree, common, filter, *faults, *minutes),
-        Command::Demo { common } => with_machine(&tree, common, &Mode::Demo, |machine, out| {
-            supervise::demo(machine, out)
-        }),
-        Command::Shell { common } => with_machine(&tree, common, &Mode::Shell, |machine, _| {
+        } => {
+            let tests = Tests {
+                filter,
+                faults: *faults,
+                minutes: *minutes,
+                guests: *guests,
+            };
+            tests.run(&tree, common)
+        }
+        Command::Demo { common } => alone(&tree, common, &Mode::Demo, supervise::demo),
+        Command::Shell { common } => alone(&tree, common, &Mode::Shell, |machine, _| {
             machine.interactive()
         }),
         Command::Bench {
@@ -138,64 +150,128 @@ fn run(command: &Command) -> Result<ExitCode> {
                 common.cpus = 1;
             }
             let mode = Mode::Bench(bench.clone());
-            with_machine(&tree, &common, &mode, |machine, out| {
+            alone(&tree, &common, &mode, |machine, out| {
                 supervise::bench(machine, out, limit)
             })
         }
     }
 }
 
-/// The tests of the usual guest, then, with the fault tests, those of the small one.
-fn tests(
-    tree: &Tree,
-    common: &Common,
-    filter: &[String],
+/// The tests that were asked for.
+struct Tests<'a> {
+    filter: &'a [String],
     faults: bool,
     minutes: Option<u64>,
-) -> Result<ExitCode> {
-    let tags = tree.tags(filter)?;
-    let small = faults && tags.iter().any(|tag| tag == "small");
-    let mut ends = Vec::new();
-    let mut boot = |common: &Common, which: Which| -> Result<()> {
-        let mode = Mode::Tests {
-            filter: filter.to_owned(),
-            which,
-        };
-        ends.push(with_machine(tree, common, &mode, |machine, out| {
-            let slow = u64::from(machine.guest.slowness());
-            let limit = Duration::from_secs(minutes.unwrap_or(60 * slow) * 60);
-            supervise::tests(machine, out, &common.kernel, limit)
-        })?);
-        Ok(())
-    };
-    if !small || tags.iter().any(|tag| tag != "small") {
-        boot(common, if faults { Which::Faults } else { Which::Quick })?;
-    }
-    if small {
-        let common = Common {
-            memory: SMALL_MEMORY,
-            ..common.clone()
-        };
-        boot(&common, Which::Small)?;
-    }
-    let bad = ends.iter().find(|end| **end != ExitCode::SUCCESS);
-    Ok(bad.copied().unwrap_or(ExitCode::SUCCESS))
+    guests: usize,
 }
 
-/// Gets everything a guest needs, runs `work` on it and brings the guest's logs home, whatever came out.
-fn with_machine(
+impl Tests<'_> {
+    /// Those of the usual guests, then, with the fault tests, those of the small one.
+    fn run(&self, tree: &Tree, common: &Common) -> Result<ExitCode> {
+        let Some(guest) = Guest::prepare(tree, &common.kernel, !common.no_module)? else {
+            return Ok(ExitCode::from(SKIPPED));
+        };
+        let began = Instant::now();
+        let mut outcome = Outcome::default();
+        let usual = if self.faults {
+            Which::Faults
+        } else {
+            Which::Quick
+        };
+        let hands = tree.deal(self.filter, usual.tags(), self.guests)?;
+        let small = self.faults && tree.tags(self.filter)?.contains("small");
+        if !hands.is_empty() || !small {
+            self.side_by_side(tree, &guest, common, usual, &hands, &mut outcome);
+        }
+        if small {
+            let common = Common {
+                memory: SMALL_MEMORY,
+                ..common.clone()
+            };
+            self.side_by_side(tree, &guest, &common, Which::Small, &[], &mut outcome);
+        }
+        println!(
+            "kernel {}, {}, {:.0} s",
+            common.kernel,
+            guest.release,
+            began.elapsed().as_secs_f32()
+        );
+        Ok(outcome.say())
+    }
+
+    /// A VM for each hand of topics; without hands one that has all of them.
+    fn side_by_side(
+        &self,
+        tree: &Tree,
+        guest: &Guest,
+        common: &Common,
+        which: Which,
+        hands: &[Vec<String>],
+        outcome: &mut Outcome,
+    ) {
+        let one = |n: usize| {
+            let several = hands.len() > 1;
+            let mode = Mode::Tests {
+                filter: self.filter.to_owned(),
+                which,
+                topics: match several {
+                    true => hands[n].clone(),
+                    false => Vec::new(),
+                },
+            };
+            let lane = match several {
+                true => format!("[{}] ", n + 1),
+                false => String::new(),
+            };
+            let limit = self.minutes.unwrap_or(60 * u64::from(guest.slowness()));
+            let work = |machine: &Machine, out: &Path| {
+                let limit = Duration::from_secs(limit * 60);
+                Ok(supervise::tests(machine, out, limit, &lane))
+            };
+            with_machine(tree, guest.clone(), common, &mode, n, work)
+        };
+        thread::scope(|scope| {
+            let guests: Vec<_> = (0..hands.len().max(1))
+                .map(|n| scope.spawn(move || one(n)))
+                .collect();
+            for guest in guests {
+                match guest.join() {
+                    Ok(Ok(end)) => outcome.add(end),
+                    Ok(Err(error)) => outcome.add_broken(&error),
+                    Err(_) => outcome.add_broken(&anyhow!("the thread of a guest panicked")),
+                }
+            }
+        });
+    }
+}
+
+/// One VM for one purpose.
+fn alone(
     tree: &Tree,
     common: &Common,
     mode: &Mode,
-    work: impl FnOnce(&Machine, &PathBuf) -> Result<ExitCode>,
+    work: impl FnOnce(&Machine, &Path) -> Result<ExitCode>,
 ) -> Result<ExitCode> {
-    let Some(guest) = Guest::prepare(tree, &common.kernel, !common.no_module)? else {
-        return Ok(ExitCode::from(SKIPPED));
-    };
+    match Guest::prepare(tree, &common.kernel, !common.no_module)? {
+        Some(guest) => with_machine(tree, guest, common, mode, 0, work),
+        None => Ok(ExitCode::from(SKIPPED)),
+    }
+}
+
+/// Makes the disks of guest `number` of those that run now, runs `work` on it and brings its logs home, whatever came out.
+fn with_machine<T>(
+    tree: &Tree,
+    guest: Guest,
+    common: &Common,
+    mode: &Mode,
+    number: usize,
+    work: impl FnOnce(&Machine, &Path) -> Result<T>,
+) -> Result<T> {
     let out = tree.output_dir(&match mode {
         Mode::Bench(bench) if bench.icount => "bench-icount".to_owned(),
         Mode::Bench(_) => "bench-plain".to_owned(),
         _ if mode.is_small() => format!("{}-small", common.kernel),
+        _ if number > 0 => format!("{}-{}", common.kernel, number + 1),
         _ => common.kernel.clone(),
     });
     let _lock = host::lock_dir(&out)?;

@@ -2,7 +2,7 @@
 //! state, so the agent goes on with the next test) and counts the results. Called by main.
 
 use std::io::{BufRead, BufReader};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, ExitCode};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::thread;
@@ -29,6 +29,14 @@ struct Tally {
     skipped: usize,
 }
 
+/// What came of the tests of one or more guests.
+#[derive(Debug, Default)]
+pub struct Outcome {
+    tally: Tally,
+    /// with where their logs are
+    failures: Vec<(String, PathBuf)>,
+}
+
 /// How one life of the VM ended.
 enum End {
     Done { status: u8 },
@@ -36,41 +44,61 @@ enum End {
     DiedInTest(String),
 }
 
-pub fn tests(machine: &Machine, out: &Path, kernel: &str, limit: Duration) -> Result<ExitCode> {
-    let began = Instant::now();
+/// One guest's tests; `lane` marks what isn't a verdict where several guests speak at a time.
+pub fn tests(machine: &Machine, out: &Path, limit: Duration, lane: &str) -> Outcome {
     announce(machine, "tests");
-    let mut report = Report::default();
-    let end = run_to_end(machine, began + limit, &mut |message| {
+    let mut report = Report {
+        lane: lane.to_owned(),
+        ..Report::default()
+    };
+    let end = run_to_end(machine, Instant::now() + limit, &mut |message| {
         report.take(message, out)
     });
-    let Report {
-        mut tally,
-        failures,
-        ..
-    } = report;
     if let Err(error) = &end {
         println!("FAIL vm: {error:#}");
-        tally.failed += 1;
+        report.tally.failed += 1;
     }
-    for name in &failures {
-        println!("failed: {name}  (log: {}/logs/{name}.log)", out.display());
+    Outcome {
+        tally: report.tally,
+        failures: report
+            .failures
+            .into_iter()
+            .map(|test| (test, out.to_path_buf()))
+            .collect(),
     }
-    println!(
-        "kernel {kernel}, {}, {:.0} s, logs in {}",
-        machine.guest.release,
-        began.elapsed().as_secs_f32(),
-        out.display()
-    );
-    println!(
-        "{} passed, {} failed, {} skipped",
-        tally.passed, tally.failed, tally.skipped
-    );
-    let good = tally.failed == 0 && tally.passed > 0;
-    Ok(if good {
-        ExitCode::SUCCESS
-    } else {
-        ExitCode::FAILURE
-    })
+}
+
+impl Outcome {
+    pub fn add(&mut self, other: Outcome) {
+        self.tally.passed += other.tally.passed;
+        self.tally.failed += other.tally.failed;
+        self.tally.skipped += other.tally.skipped;
+        self.failures.extend(other.failures);
+    }
+
+    /// The guest itself couldn't be made or looked after.
+    pub fn add_broken(&mut self, error: &anyhow::Error) {
+        println!("FAIL vm: {error:#}");
+        self.tally.failed += 1;
+    }
+
+    /// Ends with the counts, which tests/run adds up.
+    pub fn say(&self) -> ExitCode {
+        for (name, out) in &self.failures {
+            println!("failed: {name}  (log: {}/logs/{name}.log)", out.display());
+        }
+        let Tally {
+            passed,
+            failed,
+            skipped,
+        } = self.tally;
+        println!("{passed} passed, {failed} failed, {skipped} skipped");
+        if failed == 0 && passed > 0 {
+            ExitCode::SUCCESS
+        } else {
+            ExitCode::FAILURE
+        }
+    }
 }
 
 pub fn demo(machine: &Machine, _out: &Path) -> Result<ExitCode> {
@@ -119,6 +147,7 @@ fn announce(machine: &Machine, what: &str) {
 /// What the user sees of the tests, and the count.
 #[derive(Default)]
 struct Report {
+    lane: String,
     tally: Tally,
     failures: Vec<String>,
 }
@@ -142,8 +171,8 @@ impl Report {
                 self.tally.skipped += 1;
                 println!("skip {test}: {why}");
             }
-            Message::Why(text) => println!("    {text}"),
-            Message::Output(line) if !line.is_empty() => println!("  | {line}"),
+            Message::Why(text) => println!("    {}{text}", self.lane),
+            Message::Output(line) if !line.is_empty() => println!("  | {}{line}", self.lane),
             _ => {}
         }
     }

@@ -50,22 +50,30 @@ reload_again() {
     dmsetup resume --noudevsync dev
 }
 
-# A hundred times the table is switched under eight verifying processes, by dmsetup (the same table, flushing
+# Thirty times the table is switched under eight verifying processes, by dmsetup (the same table, flushing
 # and not) and by dstd (features change, the device grows): no error, no loss.
+# @timeout 400
+test_reloads_under_io() { reloads_under_io 3; }
+
+# The same a hundred times.
 # @timeout 900
-test_hundred_reloads_under_io() {
-    local n
+# @only faults
+test_hundred_reloads_under_io() { reloads_under_io 10; }
+
+# reloads_under_io EACH: dstd changes the table ten times, each time after EACH - 1 reloads by dmsetup.
+reloads_under_io() {
+    local n each=$1
     start_three_nodes
     topology 0
     assert_ok dstd apply "$T/t.yaml"
     dmsetup table dev >"$T/table"
     start_verify "$(eight_jobs)"
-    for n in {1..100}; do
+    for ((n = 1; n <= 10 * each; n++)); do
         verify_goes_on
-        if ((n % 10)); then
+        if ((n % each)); then
             reload_again "$n"
         else
-            topology $((n / 10))
+            topology $((n / each))
             assert_ok dstd apply --quiet "$T/t.yaml"
             dmsetup table dev >"$T/table"
         fi
