@@ -246,6 +246,11 @@ run_tests() {
             continue
         fi
         grep -qsxF "$name" "$STATE/finished" && continue
+        # shellcheck disable=SC2153 # of run.env
+        if [[ -n $UNTIL && ! -s $STATE/current ]] && ((EPOCHSECONDS > UNTIL)); then
+            tell "skip $name no time was left for it"
+            continue
+        fi
         if [[ -n $topic && $topic != "${name%%.*}" ]]; then reload_module "$topic"; fi
         topic=${name%%.*}
         run_test "$name" "$file" "$fn" "$limit" "$expect"

@@ -23,6 +23,8 @@ pub enum Mode {
         which: Which,
         /// Of these files of cases only; none named: of all
         topics: Vec<String>,
+        /// Tests that would begin later than this (seconds since 1970) are skipped
+        until: Option<u64>,
     },
     Demo,
     Shell,
@@ -247,11 +249,13 @@ fn payload_image(
             filter,
             which,
             topics,
+            until,
         } => format!(
-            "MODE=tests\nFILTER='{}'\nONLY='{}'\nTOPICS='{}'\nexport ROUNDS={}\n",
+            "MODE=tests\nFILTER='{}'\nONLY='{}'\nTOPICS='{}'\nUNTIL={}\nexport ROUNDS={}\n",
             filter.join("\n").replace('\'', ""),
             which.tags().join(" "),
             topics.join(" "),
+            until.map(|at| at.to_string()).unwrap_or_default(),
             rounds()
         ),
         Mode::Demo => "MODE=demo\n".to_owned(),

@@ -58,6 +58,9 @@ enum Command {
         /// So many VMs at a time, each with its share of the files of cases
         #[arg(long, default_value_t = 1)]
         guests: usize,
+        /// Skip, and say so, tests that would begin later than this, in seconds since 1970
+        #[arg(long)]
+        until: Option<u64>,
     },
     /// Run tests/vm/demo.sh in the guest and show its output as it comes
     Demo {
@@ -125,6 +128,7 @@ fn run(command: &Command) -> Result<ExitCode> {
             faults,
             minutes,
             guests,
+            until,
             ..
         } => {
             let tests = Tests {
@@ -132,6 +136,7 @@ fn run(command: &Command) -> Result<ExitCode> {
                 faults: *faults,
                 minutes: *minutes,
                 guests: *guests,
+                until: *until,
             };
             tests.run(&tree, common)
         }
@@ -163,6 +168,7 @@ struct Tests<'a> {
     faults: bool,
     minutes: Option<u64>,
     guests: usize,
+    until: Option<u64>,
 }
 
 impl Tests<'_> {
@@ -218,6 +224,7 @@ impl Tests<'_> {
                     true => hands[n].clone(),
                     false => Vec::new(),
                 },
+                until: self.until,
             };
             let lane = match several {
                 true => format!("[{}] ", n + 1),

@@ -138,7 +138,7 @@ impl Machine {
         ]);
         // A busy host stops the guest for half a minute at times: only what takes longer is the kernel's own.
         command.arg("-append").arg(format!(
-            "{append} watchdog_thresh=60 rcupdate.rcu_cpu_stall_timeout=120 panic=5 mitigations=off random.trust_cpu=on log_buf_len=16M printk.devkmsg=on \
+            "{append} watchdog_thresh=60 rcupdate.rcu_cpu_stall_timeout=120 panic=5 mitigations=off apparmor=0 init_on_alloc=0 random.trust_cpu=on log_buf_len=16M printk.devkmsg=on \
              net.ifnames=0 audit=0 nokaslr no_timer_check systemd.show_status=0 systemd.firstboot=off{}",
             if self.guest.debug { DEBUG_WORDS } else { "" }
         ));

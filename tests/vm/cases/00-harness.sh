@@ -65,6 +65,7 @@ test_planted_wait() {
 }
 
 # One node of each kind, each at an address of its own, serves what lies in its image, over IPv4 and IPv6.
+# @only faults
 test_three_servers() {
     local name
     for name in one two three; do
@@ -84,6 +85,7 @@ test_three_servers() {
 }
 
 # A server can be stopped, killed, started again at the same address, and cut off the network.
+# @only faults
 test_servers_stop_and_start() {
     local name uri
     for name in one two three; do make_image "$name" 1M; done
@@ -152,6 +154,7 @@ test_planted_leftover() {
 
 # The disks keep what was written before a reboot; the same function goes on after it.
 # @timeout 200
+# @only faults
 test_reboot_keeps_the_disks() {
     if ! after_reboot; then
         cat /proc/sys/kernel/random/boot_id >/var/tmp/harness-boot-id
@@ -166,6 +169,7 @@ test_reboot_keeps_the_disks() {
 
 # After a crash what was synced is there and what was not is lost, as after a power failure.
 # @timeout 200
+# @only faults
 test_crash_loses_only_the_unsynced() {
     if ! after_reboot; then
         echo kept >/var/tmp/harness-kept
@@ -179,6 +183,7 @@ test_crash_loses_only_the_unsynced() {
 # A VM that dies during a test fails that test, not the run.
 # @timeout 20
 # @expect-fail the VM died or was reset during this test
+# @only faults
 test_planted_death() {
     make_node_net alpha
     sync

@@ -65,6 +65,7 @@ test_fio_two_nodes() {
 }
 
 # The same over three kinds of servers, with several links.
+# @only faults
 test_fio_three_nodes() {
     local name
     for name in alpha beta gamma; do make_image "$name" 16M >/dev/null; done
@@ -111,6 +112,7 @@ sixteen_images() {
 }
 
 # fio over sixteen nodes: a large bio falls apart over four or five extents.
+# @only faults
 test_fio_sixteen_nodes() {
     sixteen
     fio_verify 4m
@@ -120,6 +122,7 @@ test_fio_sixteen_nodes() {
 
 # A byte written at offset X is at the computed offset of the computed node's file, and nowhere else.
 # A damaged, misplaced or surplus sector is seen.
+# @only faults
 test_random_places() {
     local seed=$RANDOM$RANDOM
     sixteen
@@ -182,6 +185,7 @@ one_bio_over_three() {
 
 # Ten thousand extents in one line, those of the node in no order: each sector is where the table says.
 # @timeout 180
+# @only faults
 test_ten_thousand_extents() {
     local seed=$RANDOM$RANDOM
     make_image alpha 20M >/dev/null

@@ -256,6 +256,7 @@ test_server_that_only_reads_and_writes() {
 }
 
 # nbd-server with everything switched off that can be: its own files are right all the same.
+# @only faults
 test_nbd_server_without_options() {
     make_image old 4M >/dev/null
     start_nbd_server old "flush = false" "fua = false" "trim = false"

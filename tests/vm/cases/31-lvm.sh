@@ -117,6 +117,7 @@ grow_the_device() {
 # A thin pool over three nodes, with a volume larger than it: a snapshot, what is freed is freed on the nodes, and all of it
 # is there after the pool was checked by LVM's own tool on its way up.
 # @timeout 400
+# @only faults
 test_thin_pool() {
     local before
     need_module dm-thin-pool
@@ -151,6 +152,7 @@ test_thin_pool() {
 used_by_all() { echo $(($(used alpha) + $(used beta) + $(used gamma))); }
 
 # With a devices file LVM sees what is in it and nothing else. A dst device is in it by its name.
+# @only faults
 test_devices_file() {
     local file=/etc/lvm/devices/dst.devices
     three_nodes $((16 * MIB))
@@ -193,6 +195,7 @@ test_by_hand_then_apply() {
 }
 
 # The same with a volume group on it, and links that a daemon brings: the group comes up by itself.
+# @only faults
 test_by_hand_then_daemon() {
     by_hand_pair
     # not from the disk's beginning: there LVM would see the label twice

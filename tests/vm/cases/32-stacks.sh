@@ -73,6 +73,7 @@ md_found() { awk '/^md/ { print $1; exit }' /proc/mdstat; }
 # A mirror of two devices on different servers; udev assembles it again when the devices come back, each leg
 # alone holds everything, and the scrub sees a byte changed behind md's back on one node.
 # @timeout 200
+# @only faults
 test_raid1_of_two() {
     need_module raid1
     three_nodes $((24 * MIB))
@@ -99,6 +100,7 @@ scrub_sees_a_changed_byte() {
 
 # A mirror of a device over three nodes and a local disk; then the local disk fails and the nodes serve alone.
 # @timeout 200
+# @only faults
 test_raid1_with_local() {
     need_module raid1
     three_nodes $((8 * MIB))

@@ -190,6 +190,7 @@ END
 
 # A udev that hangs keeps nobody for longer than the wait for it: the device has its new name. Its link is udev's, and late.
 # @timeout 200
+# @only faults
 test_rename_while_udev_hangs() {
     start_three_nodes
     topology 0

@@ -116,6 +116,7 @@ test_interrupted_apply() {
 is_asked() { [[ -n $(ss -Htn state established "dst $(node_addr "$1")") ]]; }
 
 # Servers that are something else: what they say is shown.
+# @only faults
 test_servers_that_are_no_nbd_server() {
     echo 'SSH-2.0-OpenSSH_9.2p1' >"$T/banner"
     socat "TCP-LISTEN:7001,bind=127.0.0.1,reuseaddr,fork" "OPEN:$T/banner,rdonly" 9>&- &

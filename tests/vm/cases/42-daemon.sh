@@ -78,6 +78,7 @@ test_server_killed_under_io() {
 }
 
 # One of four links is cut: the node is degraded, its I/O goes on, and the daemon makes that one link again.
+# @only faults
 test_one_of_four_links_cut() {
     local port
     start_two_nodes
@@ -186,6 +187,7 @@ upgrade() {
 # A person's upgrade under I/O: another dstd is installed over the one that runs, then dstd.service is restarted. No request waits or
 # is taken back, no link changes, and the new one does the daemon's work from then on.
 # @timeout 400
+# @only faults
 test_upgraded_under_io() {
     local before sent
     defer "install -m 755 -t /usr/local/bin $PAYLOAD/bin/dstd; install -m 644 -t /etc/systemd/system $PAYLOAD/systemd/*; systemctl daemon-reload"

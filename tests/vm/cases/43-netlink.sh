@@ -315,6 +315,7 @@ assert_counted() {
 # A server that takes 100 ms for each read: each request is counted once, in a bucket that this allows, alone and in
 # batches; writes are counted apart, flushes in neither; what is counted outlives the links.
 # @timeout 400
+# @only faults
 test_latency() {
     local reads writes
     make_file "$(make_image alpha 4M)" 4M

@@ -13,6 +13,7 @@ calls_since() {
 # An idle device of two links for a minute: no function of the module runs, after the seconds that it takes to see
 # that there is nothing to wait for. What it slept through it does when it is asked again: a server that hangs is noticed.
 # @timeout 400
+# @only faults
 test_nothing_runs_for_a_minute() {
     make_image alpha 10485760
     start_nbdkit alpha

@@ -106,6 +106,7 @@ field_is() { [[ $(node_field alpha "$1") == "$2" ]]; }
 # A read over the end of an extent: it is split there, and each part goes to its node and is answered, and ends. A write;
 # a flush, which goes where the write went, and is nobody's.
 # @timeout 400
+# @only faults
 test_split_send_reply() {
     make_file "$(make_image alpha 4M)" 4M
     make_file "$(make_image beta 4M)" 4M

@@ -235,6 +235,7 @@ waits_or_ended() { field_is 13 1 || test -e "$T/written"; }
 
 # More losses than a node can tell apart, all unfenced: they are merged, none is forgotten, and a dump has room for all.
 # @timeout 240
+# @only faults
 test_more_losses_than_places() {
     make_slow_node
     assert_ok dst-nlpoke set node=alpha "quiesce=$NEVER"
@@ -257,6 +258,7 @@ test_more_losses_than_places() {
 
 # The module goes within a moment although guards are left.
 # @timeout 240
+# @only faults
 test_unload_with_guards_left() {
     make_slow_node
     assert_ok dst-nlpoke set node=alpha "quiesce=$NEVER"
@@ -268,6 +270,7 @@ test_unload_with_guards_left() {
 
 # Links that flap under verified I/O: nothing is lost, nothing is stale, nothing hangs.
 # @timeout 900
+# @only faults
 test_flapping_links() {
     local i
     make_image alpha 4M >/dev/null

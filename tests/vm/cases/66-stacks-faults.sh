@@ -144,6 +144,7 @@ leg_holds() {
 # One node dies and the LV goes on with the other; the node comes back, LVM says that the LV wants a refresh, and that brings the
 # leg up to date.
 # @timeout 600
+# @only faults
 test_raid_lv_loses_a_node_and_gets_it_back() {
     raid_lv
     kill_node alpha
