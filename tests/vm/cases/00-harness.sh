@@ -192,6 +192,7 @@ test_planted_death() {
 }
 
 # What the dead VM left on disk says that alpha has a namespace.
+# @only faults
 test_death_leaves_no_nodes() {
     make_image alpha 1M >/dev/null
     start_nbdkit alpha

@@ -167,6 +167,7 @@ has_sent() {
 # A server that lies 20,000 times: proper errors reach the application, all else ends the link, and contents stay
 # right.
 # @timeout 900
+# @only faults
 test_lying_server() {
     make_image alpha $SIZE >/dev/null
     make_node_net alpha

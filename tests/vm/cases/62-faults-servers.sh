@@ -9,6 +9,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/../faults.sh"
 
 # Servers die under I/O and come back, one after the other: ours, and stock ones.
 # @timeout 600
+# @only faults
 test_server_killed() {
     start "${MIXED[@]}"
     hurt 4 kill_and_restart
