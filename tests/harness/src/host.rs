@@ -1,7 +1,6 @@
 //! Finds the source tree and runs the scripts that fill the cache (kernel, rootfs, initrd, module).
 //! Called by main; owns paths, never what happens inside the VM.
 
-use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -64,12 +63,6 @@ impl Tree {
             println!("{:<44} {only}{}", test.name, test.comment);
         }
         Ok(())
-    }
-
-    /// What the tests that the filter takes are tagged with, each once.
-    pub fn tags(&self, filter: &[String]) -> Result<BTreeSet<String>> {
-        let tests = self.tests(filter)?;
-        Ok(tests.into_iter().map(|test| test.only).collect())
     }
 
     /// The files of cases with such tests, dealt out to `guests` so that each has about as many tests.

@@ -55,17 +55,9 @@ pub fn tests(machine: &Machine, out: &Path, limit: Duration, lane: &str) -> Outc
         report.take(message, out)
     });
     if let Err(error) = &end {
-        println!("FAIL vm: {error:#}");
-        report.tally.failed += 1;
+        report.outcome.add_broken(error);
     }
-    Outcome {
-        tally: report.tally,
-        failures: report
-            .failures
-            .into_iter()
-            .map(|test| (test, out.to_path_buf()))
-            .collect(),
-    }
+    report.outcome
 }
 
 impl Outcome {
@@ -76,7 +68,7 @@ impl Outcome {
         self.failures.extend(other.failures);
     }
 
-    /// The guest itself couldn't be made or looked after.
+    /// The guest itself couldn't be made, or looked after to its end.
     pub fn add_broken(&mut self, error: &anyhow::Error) {
         println!("FAIL vm: {error:#}");
         self.tally.failed += 1;
@@ -123,7 +115,7 @@ pub fn bench(machine: &Machine, out: &Path, limit: Duration) -> Result<ExitCode>
     let status = run_to_end(machine, Instant::now() + limit, &mut |message| {
         report.take(message, out)
     })?;
-    let Tally { passed, failed, .. } = report.tally;
+    let Tally { passed, failed, .. } = report.outcome.tally;
     println!("{passed} runs, {failed} failed");
     Ok(match (status, passed, failed) {
         (0, 1.., 0) => ExitCode::SUCCESS,
@@ -148,27 +140,27 @@ fn announce(machine: &Machine, what: &str) {
 #[derive(Default)]
 struct Report {
     lane: String,
-    tally: Tally,
-    failures: Vec<String>,
+    outcome: Outcome,
 }
 
 impl Report {
     fn take(&mut self, message: &Message, out: &Path) {
+        let Outcome { tally, failures } = &mut self.outcome;
         match message {
             Message::Ok { test, seconds } => {
-                self.tally.passed += 1;
+                tally.passed += 1;
                 println!("ok {test} {seconds}s");
             }
             Message::Fail { test, seconds } => {
-                self.tally.failed += 1;
-                self.failures.push(test.clone());
+                tally.failed += 1;
+                failures.push((test.clone(), out.to_path_buf()));
                 println!(
                     "FAIL {test} {seconds}s  ({}/logs/{test}.log)",
                     out.display()
                 );
             }
             Message::Skip { test, why } => {
-                self.tally.skipped += 1;
+                tally.skipped += 1;
                 println!("skip {test}: {why}");
             }
             Message::Why(text) => println!("    {}{text}", self.lane),

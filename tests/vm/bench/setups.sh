@@ -62,12 +62,12 @@ $first $second linear $3 0
 TABLE
 }
 
-# join_when_there SETUP DISK: the same of two that come by themselves; DISK N prints where they are.
+# join_when_there SETUP SECONDS DISK: the same of two that come by themselves; DISK N prints where they are.
 join_when_there() {
     local n disks=()
     for n in 0 1; do
-        wait_until 60 "$1's disk $n" "$2" $n
-        disks+=("$("$2" $n)")
+        wait_until "$2" "$1's disk $n" "$3" $n
+        disks+=("$("$3" $n)")
     done
     no_scheduler "${disks[@]}"
     join "$1" "${disks[@]}"
@@ -160,7 +160,7 @@ up_nvmetcp() {
         ln -s "$sub" "$NVMET/ports/1/subsystems/$nqn"
         echo "transport=tcp,traddr=127.0.0.1,trsvcid=4420,nqn=$nqn,hostnqn=$HOSTNQN,hostid=${HOSTNQN##*:},nr_io_queues=$2" >/dev/nvme-fabrics
     done
-    join_when_there "$1" nvme_disk
+    join_when_there "$1" 30 nvme_disk
 }
 # With native multipath the disk hangs below the subsystem, under the same name.
 nvme_disk() {
@@ -206,7 +206,7 @@ up_iscsi() {
         iscsiadm --mode node --op new --targetname "$IQN:$n" --portal "127.0.0.1:$((3260 + n))"
         iscsiadm --mode node --targetname "$IQN:$n" --portal "127.0.0.1:$((3260 + n))" --login
     done
-    join_when_there "$1" iscsi_disk
+    join_when_there "$1" 60 iscsi_disk
 }
 start_iscsid() {
     mkdir -p /run/lock/iscsi "$(node_dir iscsid)"
