@@ -40,6 +40,10 @@
 #define DMDST_DEPTH		256
 /* Segments gathered into one send. */
 #define DMDST_TX_SEGMENTS	128
+/* Of what is merged into one wire request: bytes, and requests. */
+#define DMDST_MERGE_BYTES	(128 * 1024)
+#define DMDST_MERGE_MOST	32
+#define DMDST_NO_SLOT		U16_MAX
 /* Largest chunk of one TRIM or WRITE_ZEROES: what fits the wire's 32 bits. */
 #define DMDST_MAX_LENGTH	(U32_MAX & ~4095U)
 /* A reason fits one line of a log and one word of the status. */
@@ -95,6 +99,7 @@ struct dmdst_req {
 	bool			sync_after; /* FUA on a server without it */
 	bool			noted;	/* counted, not yet forgotten */
 	bool			answered; /* before its last byte was sent */
+	bool			again;	/* what it was merged with failed: alone */
 	bool			spliced; /* this time */
 	bool			pages_out; /* an old socket may still have them */
 	struct dmdst_sync	sync;
@@ -251,6 +256,7 @@ struct dmdst_node {
 	atomic_t		on_link;
 	atomic_t		waiting; /* for a fence: barred and pinned */
 	atomic64_t		errors;
+	atomic64_t		merged;	/* requests sent in another's wire request */
 };
 
 /* A device's place at a node, shared by its lines and kept over reloads. */
@@ -345,6 +351,11 @@ void dmdst_tick_module_exit(void);
 
 /* ---- link.c, send.c, recv.c ---- */
 
+/*
+ * A wire request is of one slot, or of several whose requests were merged: its
+ * cookie is the first's, and its answer frees them all at once. For all else,
+ * a loss above all, each slot stands for itself.
+ */
 struct dmdst_slot {
 	struct dmdst_req	*req;	/* NULL: free, or detached */
 	u64			sent_ns; /* ktime of its batch */
@@ -354,6 +365,9 @@ struct dmdst_slot {
 	u32			len;	/* of its request, as the next */
 	u16			cmd;
 	u16			guard;	/* of a detached write; fences->lock */
+	u32			total;	/* bytes of the wire request, of its first */
+	u16			next;	/* of the wire request, or DMDST_NO_SLOT */
+	bool			rides;	/* it is not the first */
 	bool			detached; /* its answer is nobody's any more */
 	bool			warned;	/* that it is slow */
 	bool			refused; /* ESHUTDOWN: no other answer will come */
@@ -413,7 +427,7 @@ struct dmdst_link {
 	const char		*why;
 	struct list_head	sendq;	/* no slot yet */
 	unsigned int		nr_free;
-	unsigned int		nr_reads; /* with a slot */
+	unsigned int		nr_reads; /* on the wire */
 	bool			fail;	/* when lost: fail what it carries */
 	bool			fenced;	/* nothing it carried can be applied */
 	bool			reset;	/* a send or receive said so */
@@ -440,6 +454,13 @@ struct dmdst_link {
 	void			(*old_state_change)(struct sock *sk);
 	void			(*old_write_space)(struct sock *sk);
 };
+
+/* The next of the wire request that @slot is of, or NULL. */
+static inline struct dmdst_slot *dmdst_slot_next(struct dmdst_link *link,
+						 const struct dmdst_slot *slot)
+{
+	return slot->next == DMDST_NO_SLOT ? NULL : &link->slots[slot->next];
+}
 
 extern struct workqueue_struct *dmdst_recv_wq;
 extern struct workqueue_struct *dmdst_down_wq;

@@ -605,7 +605,7 @@ void dmdst_link_free_slot(struct dmdst_link *link, u16 slot)
 	struct dmdst_slot *s = &link->slots[slot];
 
 	lockdep_assert_held(&link->lock);
-	if (s->cmd == NBDW_CMD_READ)
+	if (s->cmd == NBDW_CMD_READ && !s->rides)
 		link->nr_reads--;
 	s->req = NULL;
 	s->detached = false;

@@ -115,6 +115,7 @@ static int dmdst_put_counters(struct sk_buff *msg, struct dmdst_node *node)
 	if (nla_put_u32(msg, DMDST_A_IN_FLIGHT, atomic_read(&node->on_link)) ||
 	    nla_put_u32(msg, DMDST_A_QUEUED, atomic_read(&node->queued)) ||
 	    dmdst_put_u64(msg, DMDST_A_ERRORS, atomic64_read(&node->errors)) ||
+	    dmdst_put_u64(msg, DMDST_A_MERGED, atomic64_read(&node->merged)) ||
 	    dmdst_put_u64(msg, DMDST_A_WRITES, dmdst_flush_dirty(node)) ||
 	    nla_put_u32(msg, DMDST_A_AMBIGUOUS, dmdst_fence_ambiguous(node, NULL)) ||
 	    nla_put_u32(msg, DMDST_A_BARRED, atomic_read(&node->waiting)))

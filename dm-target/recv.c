@@ -42,38 +42,57 @@ static void dmdst_rx_vec_add(struct dmdst_rx_vec *vec, struct page *page,
 	vec->bytes += len;
 }
 
-/* The rest of a payload whose request was detached: to a page nobody reads. */
-static bool dmdst_rx_vec_drop(struct dmdst_rx_vec *vec, u32 left)
+/* Of @slot's payload, from byte @got on. False: not all of it fitted. */
+static bool dmdst_rx_vec_slot(struct dmdst_rx_vec *vec, const struct dmdst_slot *slot,
+			      u32 got)
 {
-	while (left && vec->nr < DMDST_RX_SEGMENTS) {
-		u32 len = min_t(u32, left, PAGE_SIZE);
+	struct dmdst_req *req = slot->req;
+	struct bio_vec *bvec = req ? req->bvec : NULL;
+	struct bvec_iter iter = { .bi_size = slot->len - got };
 
-		dmdst_rx_vec_add(vec, dmdst_unread.bv_page, len, 0);
-		left -= len;
+	if (req) {
+		iter = req->iter;
+		iter.bi_size = req->len;
+		bvec_iter_advance(bvec, &iter, got);
 	}
-	return !left;
+	while (iter.bi_size && vec->nr < DMDST_RX_SEGMENTS) {
+		/* Detached: to a page nobody reads. */
+		u32 len = min_t(u32, iter.bi_size, PAGE_SIZE);
+		struct bio_vec bv = { .bv_page = dmdst_unread.bv_page, .bv_len = len };
+
+		if (req) {
+			bv = mp_bvec_iter_bvec(bvec, iter);
+			bvec_iter_advance(bvec, &iter, bv.bv_len);
+		} else {
+			iter.bi_size -= len;
+		}
+		dmdst_rx_vec_add(vec, bv.bv_page, bv.bv_len, bv.bv_offset);
+	}
+	return !iter.bi_size;
+}
+
+/* Whose payload the next byte is: of the wire request's slots, and its byte @got. */
+static struct dmdst_slot *dmdst_rx_reads(struct dmdst_link *link, u32 *got)
+{
+	struct dmdst_slot *slot = link->rx.slot;
+
+	for (*got = link->rx.got; *got >= slot->len; slot = dmdst_slot_next(link, slot))
+		*got -= slot->len;
+	return slot;
 }
 
 /* The pages that still miss payload. True: all of them fitted. */
-static bool dmdst_rx_vec_payload(struct dmdst_rx *rx, struct dmdst_rx_vec *vec)
+static bool dmdst_rx_vec_payload(struct dmdst_link *link, struct dmdst_rx_vec *vec)
 {
-	struct dmdst_req *req = rx->slot->req;
-	struct bio_vec *bvec;
-	struct bvec_iter iter;
+	struct dmdst_slot *slot;
+	u32 got;
 
-	if (!req)
-		return dmdst_rx_vec_drop(vec, rx->slot->len - rx->got);
-	bvec = req->bvec;
-	iter = req->iter;
-	iter.bi_size = req->len;
-	bvec_iter_advance(bvec, &iter, rx->got);
-	while (iter.bi_size && vec->nr < DMDST_RX_SEGMENTS) {
-		struct bio_vec bv = mp_bvec_iter_bvec(bvec, iter);
-
-		dmdst_rx_vec_add(vec, bv.bv_page, bv.bv_len, bv.bv_offset);
-		bvec_iter_advance(bvec, &iter, bv.bv_len);
+	for (slot = dmdst_rx_reads(link, &got); slot; slot = dmdst_slot_next(link, slot)) {
+		if (!dmdst_rx_vec_slot(vec, slot, got))
+			return false;
+		got = 0;
 	}
-	return !iter.bi_size;
+	return true;
 }
 
 /*
@@ -120,13 +139,14 @@ static void dmdst_rx_count(struct dmdst_link *link, const struct dmdst_slot *slo
 }
 
 /* @slot is answered. It ends now, or when its own last byte has been sent. */
-static void dmdst_rx_answer(struct dmdst_link *link, struct dmdst_slot *slot,
-			    blk_status_t status, struct list_head *done)
+static void dmdst_rx_answer_slot(struct dmdst_link *link, struct dmdst_slot *slot,
+				 u32 error, bool again, struct list_head *done)
 {
 	struct dmdst_req *req = slot->req;
 	u16 nr = slot - link->slots;
 
 	lockdep_assert_held(&link->lock);
+	trace_dmdst_reply(link, slot, error);
 	dmdst_rx_count(link, slot);
 	dmdst_fence_heard(link, nr);
 	if (!req) {
@@ -134,7 +154,8 @@ static void dmdst_rx_answer(struct dmdst_link *link, struct dmdst_slot *slot,
 		dmdst_link_free_slot(link, nr);
 		return;
 	}
-	req->status = status;
+	req->status = dmdst_rx_status(error);
+	req->again = again;
 	req->birth = link->birth;
 	req->write_back = link->write_back;
 	if (req->tx_end > link->tx.sent) {
@@ -145,6 +166,19 @@ static void dmdst_rx_answer(struct dmdst_link *link, struct dmdst_slot *slot,
 	list_add_tail(&dmdst_link_vacate(link, nr)->list, done);
 }
 
+/* The same for all of the wire request whose first is @slot. */
+static void dmdst_rx_answer(struct dmdst_link *link, struct dmdst_slot *slot,
+			    u32 error, struct list_head *done)
+{
+	bool again = error && slot->next != DMDST_NO_SLOT;
+	struct dmdst_slot *next;
+
+	for (; slot; slot = next) {
+		next = dmdst_slot_next(link, slot);
+		dmdst_rx_answer_slot(link, slot, error, again, done);
+	}
+}
+
 static struct dmdst_slot *dmdst_rx_find(struct dmdst_link *link, u64 cookie)
 {
 	u16 slot = cookie;
@@ -153,7 +187,7 @@ static struct dmdst_slot *dmdst_rx_find(struct dmdst_link *link, u64 cookie)
 	if (slot >= DMDST_DEPTH || cookie >> 48 != (u16)link->generation)
 		return NULL;
 	s = &link->slots[slot];
-	if (s->seq != (u32)(cookie >> 16) || s->refused)
+	if (s->seq != (u32)(cookie >> 16) || s->refused || s->rides)
 		return NULL;
 	if (s->req ? s->req->answered : !s->detached)
 		return NULL;
@@ -183,8 +217,7 @@ static bool dmdst_rx_header(struct dmdst_link *link, const struct nbdw_reply *re
 		slot->refused = true;
 		link->rx.shutdown = true;
 	} else if (slot) {
-		trace_dmdst_reply(link, slot, error);
-		dmdst_rx_answer(link, slot, dmdst_rx_status(error), done);
+		dmdst_rx_answer(link, slot, error, done);
 	}
 	spin_unlock_bh(&link->lock);
 
@@ -197,11 +230,10 @@ static void dmdst_rx_payload_end(struct dmdst_link *link, struct list_head *done
 {
 	struct dmdst_rx *rx = &link->rx;
 
-	if (rx->got < rx->slot->len)
+	if (rx->got < rx->slot->total)
 		return;
 	spin_lock_bh(&link->lock);
-	trace_dmdst_reply(link, rx->slot, 0);
-	dmdst_rx_answer(link, rx->slot, BLK_STS_OK, done);
+	dmdst_rx_answer(link, rx->slot, 0, done);
 	spin_unlock_bh(&link->lock);
 	rx->slot = NULL;
 }
@@ -215,7 +247,7 @@ static unsigned int dmdst_rx_copy(struct dmdst_link *link, const u8 *from,
 	struct iov_iter to;
 	size_t copied;
 
-	dmdst_rx_vec_payload(rx, &vec);
+	dmdst_rx_vec_payload(link, &vec);
 	bytes = min_t(size_t, bytes, vec.bytes);
 	iov_iter_bvec(&to, ITER_DEST, vec.bv, vec.nr, vec.bytes);
 	copied = copy_to_iter(from, bytes, &to);
@@ -263,7 +295,7 @@ static bool dmdst_rx_account(struct dmdst_link *link, size_t bytes,
 	rx->received += bytes;
 	dmdst_link_heard(link);
 	if (rx->slot) {
-		payload = min_t(size_t, bytes, rx->slot->len - rx->got);
+		payload = min_t(size_t, bytes, rx->slot->total - rx->got);
 		rx->got += payload;
 		bytes -= payload;
 		dmdst_rx_payload_end(link, done);
@@ -279,7 +311,7 @@ static ssize_t dmdst_rx_receive(struct dmdst_link *link)
 	unsigned int noreclaim;
 	ssize_t ret;
 
-	if (!link->rx.slot || dmdst_rx_vec_payload(&link->rx, &vec))
+	if (!link->rx.slot || dmdst_rx_vec_payload(link, &vec))
 		dmdst_rx_vec_headers(link, &vec);
 	iov_iter_bvec(&msg.msg_iter, ITER_DEST, vec.bv, vec.nr, vec.bytes);
 	/* Not around the bios' ends: who owns them has no claim to the reserves. */
@@ -328,12 +360,14 @@ static size_t dmdst_rx_skb_payload(struct dmdst_link *link, struct sk_buff *skb,
 				   struct list_head *done)
 {
 	struct dmdst_rx *rx = &link->rx;
-	struct dmdst_req *req = rx->slot->req;
+	struct dmdst_slot *slot;
 	struct iov_iter to;
+	u32 got;
 
-	len = min_t(size_t, len, rx->slot->len - rx->got);
-	if (req) {
-		dmdst_rx_iter(req, rx->got, len, &to);
+	slot = dmdst_rx_reads(link, &got);
+	len = min_t(size_t, len, slot->len - got);
+	if (slot->req) {
+		dmdst_rx_iter(slot->req, got, len, &to);
 		if (skb_copy_datagram_iter(skb, offset, &to, len)) {
 			dmdst_link_lose(link, EIO, "what was received can't be copied");
 			return 0;
@@ -364,7 +398,9 @@ static bool dmdst_rx_is_plain(struct dmdst_link *link, const struct nbdw_reply *
 		return false;
 	spin_lock_bh(&link->lock);
 	slot = dmdst_rx_find(link, be64_to_cpu(reply->cookie));
-	plain = slot && slot->req && slot->cmd != NBDW_CMD_FLUSH;
+	plain = slot && slot->cmd != NBDW_CMD_FLUSH;
+	for (; plain && slot; slot = dmdst_slot_next(link, slot))
+		plain = slot->req;
 	spin_unlock_bh(&link->lock);
 	return plain;
 }
@@ -426,7 +462,7 @@ static void dmdst_rx_set_mark(struct dmdst_link *link)
 	u32 enough = 1;
 
 	if (rx->slot)
-		enough = min3(rx->slot->len - rx->got, (u32)DMDST_RX_ENOUGH,
+		enough = min3(rx->slot->total - rx->got, (u32)DMDST_RX_ENOUGH,
 			      tcp_sk(sk)->rcv_wnd / 2);
 	WRITE_ONCE(sk->sk_rcvlowat, max(enough, 1U));
 }

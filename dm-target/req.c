@@ -162,6 +162,12 @@ void dmdst_req_answered(struct dmdst_req *req)
 	if (dmdst_fence_pins(req))
 		return;
 	dmdst_fence_disown(req);
+	if (req->again) {
+		/* Whose error it is, only each by itself can tell. */
+		trace_dmdst_requeue(req, NULL, false, "merged");
+		dmdst_node_submit(req);
+		return;
+	}
 	if (req->status || req->cmd == NBDW_CMD_FLUSH) {
 		dmdst_req_end(req, req->status);
 		return;

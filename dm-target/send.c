@@ -45,6 +45,15 @@ static bool dmdst_req_may_splice(struct dmdst_req *req, struct bvec_iter iter)
 	return true;
 }
 
+/* Of a write; of what one wire request may carry. */
+static bool dmdst_req_wants_splice(struct dmdst_req *req)
+{
+	struct bvec_iter iter = req->iter;
+
+	iter.bi_size = req->len;
+	return READ_ONCE(req->node->export.zero_copy) && dmdst_req_may_splice(req, iter);
+}
+
 static void dmdst_tx_add(struct dmdst_tx *tx, struct page *page,
 			 unsigned int len, unsigned int offset)
 {
@@ -71,8 +80,7 @@ static void dmdst_tx_add_header(struct dmdst_link *link, struct dmdst_req *req)
 	header->flags = cpu_to_be16(flags);
 	header->type = cpu_to_be16(req->cmd);
 	header->cookie = cpu_to_be64(dmdst_cookie(link, req->slot));
-	header->offset = cpu_to_be64(req->offset);
-	header->length = cpu_to_be32(req->len);
+	header->length = cpu_to_be32(link->slots[req->slot].total);
 	dmdst_tx_add(&link->tx, link->tx.headers, sizeof(*header),
 		     req->slot * sizeof(*header));
 }
@@ -100,6 +108,7 @@ static void dmdst_tx_give_slot(struct dmdst_link *link, struct dmdst_req *req)
 {
 	u16 slot = link->free[--link->nr_free];
 
+	list_del_init(&req->list);
 	req->slot = slot;
 	req->answered = false;
 	req->spliced = false;
@@ -114,21 +123,97 @@ static void dmdst_tx_give_slot(struct dmdst_link *link, struct dmdst_req *req)
 	link->slots[slot].sent_ns = link->tx.now;
 	link->slots[slot].warned = false;
 	link->slots[slot].refused = false;
-	if (req->cmd == NBDW_CMD_READ)
-		link->nr_reads++;
+	link->slots[slot].total = req->len;
+	link->slots[slot].next = DMDST_NO_SLOT;
+	link->slots[slot].rides = false;
 }
 
-/* Header and, for a write, the iterator for its payload. False: not now. */
+/* Only what is asked once and whole, of which no old link knows. */
+static bool dmdst_req_may_merge(const struct dmdst_req *req)
+{
+	return (req->cmd == NBDW_CMD_READ || req->cmd == NBDW_CMD_WRITE) &&
+	       req->bio && req->left == req->len && !req->fua && !req->again &&
+	       !READ_ONCE(req->guard) && !READ_ONCE(req->node->fences->active);
+}
+
+/* The next of the send queue if it goes on where @last ends, or NULL. */
+static struct dmdst_req *dmdst_tx_next_to_merge(struct dmdst_link *link,
+						const struct dmdst_req *last,
+						u32 total, bool splice)
+{
+	struct dmdst_req *req;
+	u32 most;
+
+	req = list_first_entry_or_null(&link->sendq, struct dmdst_req, list);
+	if (!req || req->offset != last->offset + last->len || req->cmd != last->cmd ||
+	    req->target != last->target || !link->nr_free)
+		return NULL;
+	most = min_t(u32, READ_ONCE(req->node->export.max_payload), DMDST_MERGE_BYTES);
+	dmdst_req_set_part(req);
+	if (!dmdst_req_may_merge(req) || total + req->len > most)
+		return NULL;
+	if (dmdst_req_has_payload(req) && splice != dmdst_req_wants_splice(req))
+		return NULL;
+	return req;
+}
+
+/* To @first, which has its slot, and whose header isn't made yet. */
+static void dmdst_tx_merge(struct dmdst_link *link, struct dmdst_req *first)
+{
+	struct dmdst_slot *head = &link->slots[first->slot];
+	struct dmdst_req *last = first, *req;
+	unsigned int nr;
+
+	if (!dmdst_req_may_merge(first))
+		return;
+	for (nr = 1; nr < DMDST_MERGE_MOST; nr++) {
+		req = dmdst_tx_next_to_merge(link, last, head->total, first->spliced);
+		if (!req)
+			break;
+		dmdst_tx_give_slot(link, req);
+		req->spliced = first->spliced;
+		link->slots[req->slot].rides = true;
+		link->slots[last->slot].next = req->slot;
+		head->total += req->len;
+		last = req;
+	}
+	if (nr > 1)
+		atomic64_add(nr - 1, &link->node->merged);
+}
+
+/* All of a wire request begin and end with it: they are sent, or lost, together. */
+static void dmdst_tx_set_ends(struct dmdst_link *link, struct dmdst_req *first)
+{
+	struct nbdw_request *headers = page_address(link->tx.headers);
+	struct dmdst_slot *head = &link->slots[first->slot], *slot;
+	u64 end = link->tx.gathered + sizeof(struct nbdw_request);
+
+	if (dmdst_req_has_payload(first))
+		end += head->total;
+	for (slot = head; slot; slot = dmdst_slot_next(link, slot)) {
+		slot->req->tx_start = link->tx.gathered;
+		slot->req->tx_end = end;
+		/* Also where there is no header of its own: for dmdst_reply. */
+		headers[slot->req->slot].offset = cpu_to_be64(slot->req->offset);
+		trace_dmdst_send(link, slot->req);
+	}
+}
+
+static void dmdst_tx_begin_payload(struct dmdst_tx *tx, struct dmdst_req *req)
+{
+	tx->req = req;
+	tx->iter = req->iter;
+	tx->iter.bi_size = req->len;
+}
+
+/* Header and, for a write, where its payload begins. False: not now. */
 static bool dmdst_tx_begin_req(struct dmdst_link *link, struct dmdst_req *req)
 {
 	struct dmdst_tx *tx = &link->tx;
-	struct bvec_iter iter = req->iter;
 	bool splice = false;
 
 	if (dmdst_req_has_payload(req)) {
-		iter.bi_size = req->len;
-		splice = READ_ONCE(req->node->export.zero_copy) &&
-			 dmdst_req_may_splice(req, iter);
+		splice = dmdst_req_wants_splice(req);
 		/* A batch's payloads are spliced or copied as a whole. */
 		if (tx->payload && splice != tx->splice)
 			return false;
@@ -136,33 +221,35 @@ static bool dmdst_tx_begin_req(struct dmdst_link *link, struct dmdst_req *req)
 		tx->splice = splice;
 	}
 
-	list_del_init(&req->list);
 	dmdst_tx_give_slot(link, req);
 	req->spliced = splice;
-	req->tx_start = tx->gathered;
-	req->tx_end = tx->gathered + sizeof(struct nbdw_request);
+	dmdst_tx_merge(link, req);
+	if (req->cmd == NBDW_CMD_READ)
+		link->nr_reads++;
+	dmdst_tx_set_ends(link, req);
 	dmdst_tx_add_header(link, req);
-	trace_dmdst_send(link, req);
-	if (dmdst_req_has_payload(req)) {
-		req->tx_end += req->len;
-		tx->req = req;
-		tx->iter = iter;
-	}
+	if (dmdst_req_has_payload(req))
+		dmdst_tx_begin_payload(tx, req);
 	return true;
 }
 
-static void dmdst_tx_add_payload(struct dmdst_tx *tx)
+static void dmdst_tx_add_payload(struct dmdst_link *link)
 {
-	struct dmdst_req *req = tx->req;
+	struct dmdst_tx *tx = &link->tx;
+	struct dmdst_slot *next;
 
-	while (tx->iter.bi_size && tx->nr < DMDST_TX_SEGMENTS) {
-		struct bio_vec bv = dmdst_req_segment(req, tx->iter);
+	while (tx->req && tx->nr < DMDST_TX_SEGMENTS) {
+		struct bio_vec bv = dmdst_req_segment(tx->req, tx->iter);
 
 		dmdst_tx_add(tx, bv.bv_page, bv.bv_len, bv.bv_offset);
-		bvec_iter_advance(req->bvec, &tx->iter, bv.bv_len);
-	}
-	if (!tx->iter.bi_size)
+		bvec_iter_advance(tx->req->bvec, &tx->iter, bv.bv_len);
+		if (tx->iter.bi_size)
+			continue;
+		next = dmdst_slot_next(link, &link->slots[tx->req->slot]);
 		tx->req = NULL;
+		if (next)
+			dmdst_tx_begin_payload(tx, next->req);
+	}
 }
 
 /* Fills the empty batch. False: there is nothing to send. */
@@ -181,7 +268,7 @@ static bool dmdst_tx_gather(struct dmdst_link *link)
 		goto out;
 	tx->payload = tx->req;
 	if (tx->req)
-		dmdst_tx_add_payload(tx);
+		dmdst_tx_add_payload(link);
 	else
 		tx->splice = false;
 	while (!tx->req && tx->nr < DMDST_TX_SEGMENTS && link->nr_free) {
@@ -194,7 +281,7 @@ static bool dmdst_tx_gather(struct dmdst_link *link)
 		if (!dmdst_tx_begin_req(link, req))
 			break;
 		if (tx->req)
-			dmdst_tx_add_payload(tx);
+			dmdst_tx_add_payload(link);
 	}
 	tx->more = tx->req || (!list_empty(&link->sendq) && link->nr_free);
 out:

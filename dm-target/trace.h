@@ -122,7 +122,10 @@ TRACE_EVENT(dmdst_end,
 
 /* ---- requests: a node, and bytes on it ---- */
 
-/* @slot's request is gathered for the socket. link->lock. */
+/*
+ * @slot's request is gathered for the socket. @merged: in the wire request of the
+ * one before it, without a header or a cookie of its own. link->lock.
+ */
 TRACE_EVENT(dmdst_send,
 	TP_PROTO(const struct dmdst_link *link, const struct dmdst_req *req),
 	TP_ARGS(link, req),
@@ -137,6 +140,7 @@ TRACE_EVENT(dmdst_send,
 		__field(u32,	length)
 		__field(u32,	dev)
 		__field(u64,	sector)
+		__field(u8,	merged)
 	),
 
 	TP_fast_assign(
@@ -149,13 +153,14 @@ TRACE_EVENT(dmdst_send,
 		__entry->length = req->len;
 		__entry->dev = dmdst_trace_dev(req->bio);
 		__entry->sector = dmdst_trace_sector(req);
+		__entry->merged = link->slots[req->slot].rides;
 	),
 
-	TP_printk("node=%s slot=%u generation=%u cookie=0x%llx op=%s offset=%llu length=%u dev=%u,%u sector=%llu",
+	TP_printk("node=%s slot=%u generation=%u cookie=0x%llx op=%s offset=%llu length=%u dev=%u,%u sector=%llu merged=%u",
 		  __get_str(node), __entry->slot, __entry->generation,
 		  __entry->cookie, dmdst_show_op(__entry->op), __entry->offset,
 		  __entry->length, MAJOR(__entry->dev), MINOR(__entry->dev),
-		  __entry->sector)
+		  __entry->sector, __entry->merged)
 );
 
 /*

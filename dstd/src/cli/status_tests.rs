@@ -81,6 +81,7 @@ pub fn node() -> ObservedNode {
             read: latency(&[(8, 60), (10, 38), (16, 1), (25, 1)]),
             write: latency(&[(25, 3)]),
         }),
+        merged: Some(21),
         unfenced: vec![
             OldLink {
                 slot: Slot(1),

@@ -526,6 +526,7 @@ fn new_node(name: &NodeName, grave: Option<(Generation, Vec<OldLink>)>) -> Obser
             read: none.clone(),
             write: none,
         }),
+        merged: Some(0),
         unfenced,
     }
 }

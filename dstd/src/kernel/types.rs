@@ -291,6 +291,9 @@ pub struct ObservedNode {
     /// Not there where the module is older and doesn't say.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub latency: Option<Latencies>,
+    /// Requests sent as part of another's wire request; not there where the module is older.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub merged: Option<u64>,
     pub unfenced: Vec<OldLink>,
 }
 

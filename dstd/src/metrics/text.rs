@@ -309,6 +309,12 @@ fn nodes(page: &mut Page, nodes: &[ObservedNode]) {
         "Links that came after the first loss.",
         each(|n| n.reconnects),
     );
+    let merged = nodes.iter().filter_map(|n| Some((n, n.merged?)));
+    page.family(
+        "node_merged_requests_total",
+        "Requests that were sent as part of another's wire request.",
+        merged.map(|(n, merged)| (format!("node=\"{}\"", n.name), merged)),
+    );
 }
 
 fn states(page: &mut Page, nodes: &[ObservedNode], counts: &Counts) {

@@ -93,6 +93,7 @@ fn observed(text: &str) -> ObservedNode {
         ambiguous: 0,
         barred: 0,
         latency: None,
+        merged: None,
         unfenced: Vec::new(),
     }
 }

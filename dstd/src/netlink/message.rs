@@ -149,6 +149,7 @@ pub fn observed_node(attributes: &[u8]) -> Result<ObservedNode, NetlinkError> {
         ambiguous: all.u32(attr::AMBIGUOUS, "AMBIGUOUS")?,
         barred: all.u32(attr::BARRED, "BARRED")?,
         latency: latencies(&all)?,
+        merged: all.find(attr::MERGED).map(|a| a.u64()).transpose()?,
         unfenced,
     })
 }

@@ -65,6 +65,9 @@ pub fn encode_node(observed: &ObservedNode) -> Vec<u8> {
             w.put_nest(attr::READ_LATENCY, encode_latency(&latency.read)?)?;
             w.put_nest(attr::WRITE_LATENCY, encode_latency(&latency.write)?)?;
         }
+        if let Some(merged) = observed.merged {
+            w.put_u64(attr::MERGED, merged)?;
+        }
         for old in &observed.unfenced {
             w.put_nest(attr::UNFENCED, encode_old_link(old)?)?;
         }
@@ -253,6 +256,7 @@ prop_compose! {
         conduct in any_conduct(),
         guards: [u32; 2],
         latency in proptest::option::of([any_latency(), any_latency()]),
+        merged: Option<u64>,
         unfenced in proptest::collection::vec(any_old_link(), 0..65),
     ) -> ObservedNode {
         use NodeState::*;
@@ -279,6 +283,7 @@ prop_compose! {
             ambiguous: guards[0],
             barred: guards[1],
             latency: latency.map(|[read, write]| Latencies { read, write }),
+            merged,
             unfenced,
         }
     }
@@ -472,6 +477,7 @@ fn what_an_answer_lacks_is_named() {
 fn without_latency() -> Vec<u8> {
     encode_node(&ObservedNode {
         latency: None,
+        merged: None,
         ..crate::cli::status_tests::node()
     })
 }
@@ -493,7 +499,7 @@ fn with_counts(bytes: usize, sum: bool) -> Result<ObservedNode, NetlinkError> {
 #[test]
 fn an_older_module_tells_no_latency_and_a_wrong_one_is_named() {
     let old = observed_node(&without_latency()).unwrap();
-    assert_eq!(old.latency, None);
+    assert_eq!((old.latency, old.merged), (None, None));
     let newer = with_counts(8 * 40, true).unwrap().latency.unwrap();
     assert_eq!((newer.read.buckets.len(), newer.write.sum_ns), (40, 7));
     for (bytes, sum, says) in [

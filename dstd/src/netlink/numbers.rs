@@ -122,6 +122,7 @@ numbers! {
         UNFENCED = 34,
         READ_LATENCY = 35,
         WRITE_LATENCY = 36,
+        MERGED = 37,
     }
 }
 

@@ -12,7 +12,8 @@ pub struct Counters {
     pub segments: f64,
     /// of all CPUs, whether a sleeper there waits for I/O (as whoever uses io_uring says of itself) or not
     pub idle_ns: f64,
-    /// requests that the clients' disks below the device ended, and how many were merged into others
+    /// requests that the clients' disks below the device ended, and how many were merged into others; or dm-dst, which is
+    /// counted around all of the job
     pub disk_requests: f64,
     pub disk_merges: f64,
 }
@@ -33,6 +34,12 @@ impl Counters {
                 "Tcp:" => {
                     let at = tcp.iter().position(|name| *name == "OutSegs");
                     found.segments = number(at.context("no OutSegs")?).context("OutSegs")?;
+                }
+                word @ ("dst" | "dst-before") => {
+                    let sign = if word == "dst" { 1.0 } else { -1.0 };
+                    let merges = number(2).context("dst")?;
+                    found.disk_requests += sign * (number(1).context("dst")? - merges);
+                    found.disk_merges += sign * merges;
                 }
                 // diskstats: reads, merged reads, …, writes, merged writes
                 _ if fields.get(2).is_some_and(|name| is_client(name)) => {
@@ -73,7 +80,8 @@ mod tests {
     const TEXT: &str = "cpu  1 2 3\nintr 99 1\nctxt 5000\nsoftirq 70 1 2\n\
         Tcp: RtoAlgorithm InSegs OutSegs\nTcp: 1 30 40\n\
         1 0 ram0 9 9 9 9 9 9 9 9\n43 0 nbd0 10 1 80 5 20 2 160 5 0\n43 32 nbd1 1 0 8 0 1 0 8 0 0\n\
-        now at 12 nsecs\n  .idle_sleeptime : 7000 nsecs\n  .iowait_sleeptime: 600 nsecs\n  .idle_sleeptime : 50 nsecs\n";
+        now at 12 nsecs\n  .idle_sleeptime : 7000 nsecs\n  .iowait_sleeptime: 600 nsecs\n  .idle_sleeptime : 50 nsecs\n\
+        dst-before 100\t10\ndst 150\t30\n";
 
     #[test]
     fn finds_what_it_needs() {
@@ -83,8 +91,8 @@ mod tests {
             softirqs: 70.0,
             segments: 40.0,
             idle_ns: 7650.0,
-            disk_requests: 32.0,
-            disk_merges: 3.0,
+            disk_requests: 62.0,
+            disk_merges: 23.0,
         };
         assert_eq!(counters, want);
         assert_eq!(counters.since(&want), Counters::default());

@@ -9,13 +9,22 @@ source "$BENCH/setups.sh"
 
 # Where fio leaves what it says of a section; dst-tcp does as fio does.
 job() {
-    local setup=$1 job=$2 dir=$3
+    local setup=$1 job=$2 dir=$3 before
     cd "$dir" || return
+    before=$(dst_counts "$setup")
     case $setup/$job in
     tcp/*) dst-tcp "$BENCH/jobs.fio" "$job" >fio.json ;;
     */untar) untar "$setup" ;;
     *) BENCH_DEVICE=$(device_of "$setup") fio --section="$job" --output-format=json --output=fio.json "$BENCH/jobs.fio" ;;
     esac
+    [[ -z $before ]] || printf 'dst-before %s\ndst %s\n' "$before" "$(dst_counts "$setup")" >>postrun.txt
+}
+
+# dst_counts SETUP: requests that dm-dst's nodes have answered, and how many of them were merged into others. Too much work to
+# be counted as a job's, so it is done outside.
+dst_counts() {
+    [[ $1 != dmdst* ]] || dstd status --json |
+        jq -r '[.nodes[] | [.latency.read.count + .latency.write.count, .merged]] | transpose | map(add) | @tsv'
 }
 
 # A tree of files into a new ext4, until it is all on the nodes. An I/O is a file or directory here.

@@ -109,6 +109,7 @@ enum dmdst_attr {
 	DMDST_A_UNFENCED,	/* nest, repeated: enum dmdst_link_attr, of old links */
 	DMDST_A_READ_LATENCY,	/* nest: enum dmdst_latency_attr, of READs */
 	DMDST_A_WRITE_LATENCY,	/* nest: enum dmdst_latency_attr, of WRITEs */
+	DMDST_A_MERGED,		/* u64: requests sent in another's wire request */
 
 	__DMDST_A_MAX,
 	DMDST_A_MAX = __DMDST_A_MAX - 1,
