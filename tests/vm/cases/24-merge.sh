@@ -151,6 +151,29 @@ test_link_lost_in_the_middle() {
     assert_image_is_dev
 }
 
+# Each merged write that a lost link may still apply has a guard of its own.
+# @timeout 400
+test_each_is_guarded() {
+    local load
+    make_image alpha $SIZE >/dev/null
+    start_nbdkit alpha
+    make_dev
+    assert_ok dst-nlpoke set node=alpha "quiesce=$NEVER"
+    pause_node alpha
+    verified_batches --size=512k &
+    load=$!
+    wait_until 30 "a batch on the link" node_says alpha ".in_flight >= 32" true
+    assert_ok dst-nlpoke drop node=alpha force
+    wait_until 30 "the loss to be seen" node_says alpha ".queued >= 32" true
+    assert_ok node_says alpha .ambiguous 32
+    assert_merged WRITE
+    resume_node alpha
+    give_link
+    assert_ok dst-nlpoke fenced node=alpha force
+    wait $load || fail "a merged request was lost: $(cat "$T/fio")"
+    assert_image_is_dev
+}
+
 # A noflush suspend takes merged requests off a link whose server stands still: what was sent is answered later, to nobody.
 # @timeout 400
 test_suspend() {

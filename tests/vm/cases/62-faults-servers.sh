@@ -227,7 +227,7 @@ test_all_at_once() {
     OPTIONS="timeout: 2s"
     start "${MIXED[@]}"
     hurt 2 all kill_node start_server
-    hurt 2 all pause_node wait_for_loss resume_node
+    hurt 2 all pause_node ask wait_for_loss resume_node
     hurt 2 all reset_by_server
     stop_load
 }
@@ -236,6 +236,14 @@ all() {
     local command node
     for command in "${@:1:$#-1}"; do
         for node in "${NODES[@]}"; do "$command" "$node"; done
+    done
+}
+# A read of the node's first sectors, whenever it comes: all of the load may wait for the other nodes, and a link that owes no
+# answer is not lost.
+ask() {
+    local i
+    for i in "${!NODES[@]}"; do
+        [[ ${NODES[i]} != "$1" ]] || dd if=/dev/mapper/dev of=/dev/null bs=4k count=1 skip=$((i * LOW / 8)) iflag=direct status=none &
     done
 }
 wait_for_loss() { wait_until $PATIENCE "the loss of $1" state_is "$1" lost; }
