@@ -97,8 +97,8 @@ test_no_larger_than_the_server_takes() {
         blocksize-maximum=12288 blocksize-error-policy=error
     make_dev max=12288
     verified_batches
-    assert_merged READ WRITE
     assert_eq "$(grep -c "dmdst_requeue" "$TRACING/trace")" 0 "requests that were sent again"
+    assert_merged READ WRITE
     assert_image_is_dev
 }
 
