@@ -163,8 +163,12 @@ void dmdst_req_answered(struct dmdst_req *req)
 		return;
 	dmdst_fence_disown(req);
 	if (req->again) {
-		/* Whose error it is, only each by itself can tell. */
+		/*
+		 * Whose error it is, only each by itself can tell. "Would block"
+		 * is no answer any more for what a server may have done.
+		 */
 		trace_dmdst_requeue(req, NULL, false, "merged");
+		req->bio->bi_opf &= ~REQ_NOWAIT;
 		dmdst_node_submit(req);
 		return;
 	}
