@@ -79,7 +79,6 @@ static void dmdst_tx_add_header(struct dmdst_link *link, struct dmdst_req *req)
 	header->magic = cpu_to_be32(NBDW_REQUEST_MAGIC);
 	header->flags = cpu_to_be16(flags);
 	header->type = cpu_to_be16(req->cmd);
-	header->cookie = cpu_to_be64(dmdst_cookie(link, req->slot));
 	header->length = cpu_to_be32(link->slots[req->slot].total);
 	dmdst_tx_add(&link->tx, link->tx.headers, sizeof(*header),
 		     req->slot * sizeof(*header));
@@ -181,10 +180,13 @@ static void dmdst_tx_merge(struct dmdst_link *link, struct dmdst_req *first)
 		atomic64_add(nr - 1, &link->node->merged);
 }
 
-/* All of a wire request begin and end with it: they are sent, or lost, together. */
+/*
+ * All of a wire request begin and end with it: they are sent, or lost, together.
+ * A rider's header isn't sent, but the tracepoints read it.
+ */
 static void dmdst_tx_set_ends(struct dmdst_link *link, struct dmdst_req *first)
 {
-	struct nbdw_request *headers = page_address(link->tx.headers);
+	struct nbdw_request *headers = page_address(link->tx.headers), *header;
 	struct dmdst_slot *head = &link->slots[first->slot], *slot;
 	u64 end = link->tx.gathered + sizeof(struct nbdw_request);
 
@@ -193,8 +195,9 @@ static void dmdst_tx_set_ends(struct dmdst_link *link, struct dmdst_req *first)
 	for (slot = head; slot; slot = dmdst_slot_next(link, slot)) {
 		slot->req->tx_start = link->tx.gathered;
 		slot->req->tx_end = end;
-		/* Also where there is no header of its own: for dmdst_reply. */
-		headers[slot->req->slot].offset = cpu_to_be64(slot->req->offset);
+		header = &headers[slot->req->slot];
+		header->cookie = cpu_to_be64(dmdst_cookie(link, slot->req->slot));
+		header->offset = cpu_to_be64(slot->req->offset);
 		trace_dmdst_send(link, slot->req);
 	}
 }

@@ -80,12 +80,21 @@ test_batches() {
     assert_image_is_dev
 }
 
-# Over a Unix socket, where payloads are received otherwise.
+# traced EVENT: which requests, in order of their cookies.
+traced() {
+    sed -nE "s/.* dmdst_$1: .* (cookie=[^ ]+ op=[^ ]+ offset=[^ ]+ length=[^ ]+) .*/\1/p" "$TRACING/trace" | sort
+}
+
+# Over a Unix socket, where payloads are received otherwise. What rides is in the trace like all others: sent and answered,
+# with a cookie of its own.
 test_batches_over_unix() {
     make_image alpha $SIZE >/dev/null
     start_unix_nbdkit alpha
     make_dev
+    echo 1 >"$EVENTS/dmdst_reply/enable"
     verified_batches
+    assert_eq "$(traced send | cut -d" " -f1 | uniq --repeated)" "" "cookies that were given twice"
+    assert_eq "$(comm -23 <(traced send) <(traced reply))" "" "requests that ride, and no reply"
     assert_merged READ WRITE
     assert_image_is_dev
 }
