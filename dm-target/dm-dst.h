@@ -210,6 +210,15 @@ struct dmdst_conduct {
 	bool			eof_fences;
 };
 
+/* What requests have waited outside of links: how often, and how long. */
+struct dmdst_waits {
+	spinlock_t		lock;	/* innermost; in any context */
+	unsigned int		nr;	/* that wait now */
+	u64			count;	/* begun so far */
+	u64			ns;	/* of all, until @at */
+	u64			at;	/* ktime_get_ns() */
+};
+
 struct dmdst_node {
 	struct kref		ref;
 	struct hlist_node	hash;	/* dmdst_nodes_lock */
@@ -257,6 +266,7 @@ struct dmdst_node {
 	atomic_t		waiting; /* for a fence: barred and pinned */
 	atomic64_t		errors;
 	atomic64_t		merged;	/* requests sent in another's wire request */
+	struct dmdst_waits	waits;
 };
 
 /* A device's place at a node, shared by its lines and kept over reloads. */
@@ -514,6 +524,9 @@ bool dmdst_link_detach(struct dmdst_link *link, const struct dmdst_target *targe
 
 void dmdst_latency_keep(struct dmdst_link *link);
 int dmdst_latency_put(struct sk_buff *msg, struct dmdst_node *node);
+void dmdst_waits_init(struct dmdst_waits *waits);
+void dmdst_waits_count(struct dmdst_waits *waits, bool begins);
+int dmdst_waits_put(struct sk_buff *msg, struct dmdst_waits *waits);
 
 /* ---- target.c, table.c ---- */
 

@@ -3,7 +3,8 @@
  * A node's latency: what its links have counted (recv.c), those that are gone
  * included, and how netlink.c tells it. Counters are a link's own, so that
  * who receives on one shares no cache line with another; they are added up when
- * somebody asks. Never called for a request.
+ * somebody asks. And its queue time: how long requests waited outside of links
+ * (req.c). Never called for a request that waits for nothing.
  */
 #include <net/netlink.h>
 #include "dm-dst.h"
@@ -49,6 +50,53 @@ int dmdst_latency_put(struct sk_buff *msg, struct dmdst_node *node)
 	}
 	if (dmdst_latency_put_one(msg, DMDST_A_READ_LATENCY, &all.read) ||
 	    dmdst_latency_put_one(msg, DMDST_A_WRITE_LATENCY, &all.write))
+		return -EMSGSIZE;
+	return 0;
+}
+
+void dmdst_waits_init(struct dmdst_waits *waits)
+{
+	spin_lock_init(&waits->lock);
+}
+
+static void dmdst_waits_advance(struct dmdst_waits *waits)
+{
+	u64 now = ktime_get_ns();
+
+	lockdep_assert_held(&waits->lock);
+	waits->ns += waits->nr * (now - waits->at);
+	waits->at = now;
+}
+
+/* A request begins to wait, or ends. */
+void dmdst_waits_count(struct dmdst_waits *waits, bool begins)
+{
+	unsigned long flags;
+
+	spin_lock_irqsave(&waits->lock, flags);
+	dmdst_waits_advance(waits);
+	if (begins) {
+		waits->nr++;
+		waits->count++;
+	} else {
+		waits->nr--;
+	}
+	spin_unlock_irqrestore(&waits->lock, flags);
+}
+
+/* The time goes on while requests wait: an outage is seen while it lasts. */
+int dmdst_waits_put(struct sk_buff *msg, struct dmdst_waits *waits)
+{
+	unsigned long flags;
+	u64 count, ns;
+
+	spin_lock_irqsave(&waits->lock, flags);
+	dmdst_waits_advance(waits);
+	count = waits->count;
+	ns = waits->ns;
+	spin_unlock_irqrestore(&waits->lock, flags);
+	if (nla_put_u64_64bit(msg, DMDST_A_QUEUE_WAITS, count, DMDST_A_PAD) ||
+	    nla_put_u64_64bit(msg, DMDST_A_QUEUE_NS, ns, DMDST_A_PAD))
 		return -EMSGSIZE;
 	return 0;
 }

@@ -118,7 +118,8 @@ static int dmdst_put_counters(struct sk_buff *msg, struct dmdst_node *node)
 	    dmdst_put_u64(msg, DMDST_A_MERGED, atomic64_read(&node->merged)) ||
 	    dmdst_put_u64(msg, DMDST_A_WRITES, dmdst_flush_dirty(node)) ||
 	    nla_put_u32(msg, DMDST_A_AMBIGUOUS, dmdst_fence_ambiguous(node, NULL)) ||
-	    nla_put_u32(msg, DMDST_A_BARRED, atomic_read(&node->waiting)))
+	    nla_put_u32(msg, DMDST_A_BARRED, atomic_read(&node->waiting)) ||
+	    dmdst_waits_put(msg, &node->waits))
 		return -EMSGSIZE;
 	return 0;
 }

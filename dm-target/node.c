@@ -106,6 +106,7 @@ static struct dmdst_node *dmdst_node_create(const char *name)
 	INIT_LIST_HEAD(&node->uses);
 	INIT_LIST_HEAD(&node->seats);
 	spin_lock_init(&node->lock);
+	dmdst_waits_init(&node->waits);
 	node->state = DMDST_NODE_WAITING;
 	node->wanted = 1;
 	node->heard = jiffies;

@@ -37,6 +37,8 @@ void dmdst_req_move(struct dmdst_req *req, enum dmdst_req_state to)
 		atomic_dec(from_count);
 	if (to_count)
 		atomic_inc(to_count);
+	if (dmdst_req_waits(req->state) != dmdst_req_waits(to))
+		dmdst_waits_count(&req->node->waits, dmdst_req_waits(to));
 	req->state = to;
 }
 

@@ -56,6 +56,13 @@ static inline bool dmdst_req_may_move(enum dmdst_req_state from,
 	return moves[from] & BIT(to);
 }
 
+/* It goes nowhere by itself: a link, a fence or its pages must come first. */
+static inline bool dmdst_req_waits(enum dmdst_req_state state)
+{
+	return BIT(state) & (BIT(DMDST_REQ_QUEUED) | BIT(DMDST_REQ_BARRED) |
+			     BIT(DMDST_REQ_PINNED));
+}
+
 /* ---- a link ---- */
 
 /*

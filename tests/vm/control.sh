@@ -7,7 +7,7 @@ snapshot() {
     dmsetup info -c --noheadings -o name,uuid,major,minor,suspended,segments --sort name
     dmsetup table
     dmsetup table --inactive
-    dst-nlpoke dump | jq -S 'del(.in_flight, .queued, .barred, .writes, .merged, .latency, .unfenced[].quiet_in_ms, .links[].received, .links[].sent, .links[].in_flight)'
+    dst-nlpoke dump | jq -S 'del(.in_flight, .queued, .barred, .writes, .merged, .queue_time, .latency, .unfenced[].quiet_in_ms, .links[].received, .links[].sent, .links[].in_flight)'
 }
 
 # calm_snapshot: also sees a table that was switched for an equal one (a resume makes a uevent). Only while nobody

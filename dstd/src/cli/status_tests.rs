@@ -6,7 +6,7 @@ use super::*;
 use crate::cli::report::Rates;
 use crate::kernel::sim::export;
 use crate::kernel::{
-    Conduct, DmUuid, Latencies, NbdFlags, Negotiated, ObservedLink, OldLink, Policy,
+    Conduct, DmUuid, Latencies, NbdFlags, Negotiated, ObservedLink, OldLink, Policy, QueueTime,
 };
 use crate::units::{DeviceNumber, Generation, Id, Millis, Slot};
 
@@ -82,6 +82,10 @@ pub fn node() -> ObservedNode {
             write: latency(&[(25, 3)]),
         }),
         merged: Some(21),
+        queue_time: Some(QueueTime {
+            count: 9,
+            sum_ns: 2_500_000_000,
+        }),
         unfenced: vec![
             OldLink {
                 slot: Slot(1),

@@ -1,4 +1,4 @@
-//! How long a node's server takes to answer, as the kernel counts it, and what that says in short.
+//! How long a node's server takes to answer, and how long requests wait before, as the kernel counts it, and what that says in short.
 //! Made by netlink::message; shown by status and metrics. Pure: plain data and arithmetic.
 
 use schemars::JsonSchema;
@@ -24,6 +24,15 @@ pub struct Latency {
     pub p99_us: Option<u64>,
     /// How many took up to 1, 2, 4, 8 and so on microseconds, and longer than the bound before; the last has no bound.
     pub buckets: Vec<u64>,
+}
+
+/// What requests of a node have waited for a link, a fence, or their pages in an old socket.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, JsonSchema)]
+pub struct QueueTime {
+    /// Waits that have begun.
+    pub count: u64,
+    /// Nanoseconds that all of them took, together; those that go on are in it.
+    pub sum_ns: u64,
 }
 
 impl Latencies {

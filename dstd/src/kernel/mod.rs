@@ -18,7 +18,7 @@ use tokio::sync::mpsc;
 
 pub use conduct::{Conduct, Policy, UnknownRestart, time_or_never};
 pub use io::{DeviceIo, device_io};
-pub use latency::{Latencies, Latency};
+pub use latency::{Latencies, Latency, QueueTime};
 pub use local::local_device;
 pub use types::*;
 

@@ -527,6 +527,7 @@ fn new_node(name: &NodeName, grave: Option<(Generation, Vec<OldLink>)>) -> Obser
             write: none,
         }),
         merged: Some(0),
+        queue_time: Some(QueueTime::default()),
         unfenced,
     }
 }

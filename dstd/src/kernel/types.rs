@@ -8,7 +8,7 @@ use schemars::JsonSchema;
 use serde::Serialize;
 use thiserror::Error;
 
-use super::{Conduct, Latencies};
+use super::{Conduct, Latencies, QueueTime};
 use crate::table::Line;
 use crate::units::{
     Bytes, DeviceName, DeviceNumber, Generation, Id, Millis, NodeName, Sectors, Session, Slot,
@@ -294,6 +294,9 @@ pub struct ObservedNode {
     /// Requests sent as part of another's wire request; not there where the module is older.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub merged: Option<u64>,
+    /// Not there where the module is older.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub queue_time: Option<QueueTime>,
     pub unfenced: Vec<OldLink>,
 }
 

@@ -108,6 +108,9 @@ fn the_page_has_what_kernel_and_daemon_count() {
         ),
         ("dst_node_queued{node=\"alpha\"}", 5.0),
         ("dst_node_reconnects_total{node=\"alpha\"}", 7.0),
+        ("dst_node_merged_requests_total{node=\"alpha\"}", 21.0),
+        ("dst_node_queue_waits_total{node=\"alpha\"}", 9.0),
+        ("dst_node_queue_seconds_total{node=\"alpha\"}", 2.5),
         (
             "dst_link_sent_bytes_total{node=\"alpha\",slot=\"0\"}",
             4096.0,

@@ -315,6 +315,17 @@ fn nodes(page: &mut Page, nodes: &[ObservedNode]) {
         "Requests that were sent as part of another's wire request.",
         merged.map(|(n, merged)| (format!("node=\"{}\"", n.name), merged)),
     );
+    let queues = || nodes.iter().filter_map(|n| Some((n, n.queue_time?)));
+    page.family(
+        "node_queue_waits_total",
+        "Times that a request had to wait for a link, a fence or its pages.",
+        queues().map(|(n, queue)| (format!("node=\"{}\"", n.name), queue.count)),
+    );
+    page.family(
+        "node_queue_seconds_total",
+        "What all those waits took together, those that go on included.",
+        queues().map(|(n, queue)| (format!("node=\"{}\"", n.name), seconds_of(queue.sum_ns, 9))),
+    );
 }
 
 fn states(page: &mut Page, nodes: &[ObservedNode], counts: &Counts) {

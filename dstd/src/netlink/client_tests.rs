@@ -94,6 +94,7 @@ fn observed(text: &str) -> ObservedNode {
         barred: 0,
         latency: None,
         merged: None,
+        queue_time: None,
         unfenced: Vec::new(),
     }
 }

@@ -13,7 +13,7 @@ use super::error::NetlinkError;
 use super::numbers::{self, attr, cmd, latency_attr, link, link_attr, node, policy, restart};
 use crate::kernel::{
     Conduct, Fenced, KernelEvent, Latencies, Latency, LinkState, LinksSet, NbdFlags, Negotiated,
-    NodeState, ObservedLink, ObservedNode, OldLink, Policy, UnknownRestart,
+    NodeState, ObservedLink, ObservedNode, OldLink, Policy, QueueTime, UnknownRestart,
 };
 use crate::units::{Bytes, Generation, Id, Millis, NodeName, Session, Slot};
 
@@ -150,6 +150,7 @@ pub fn observed_node(attributes: &[u8]) -> Result<ObservedNode, NetlinkError> {
         barred: all.u32(attr::BARRED, "BARRED")?,
         latency: latencies(&all)?,
         merged: all.find(attr::MERGED).map(|a| a.u64()).transpose()?,
+        queue_time: queue_time(&all)?,
         unfenced,
     })
 }
@@ -240,6 +241,17 @@ fn latencies(all: &Message<'_>) -> Result<Option<Latencies>, NetlinkError> {
     Ok(Some(Latencies {
         read: latency(&read)?,
         write: latency(&write)?,
+    }))
+}
+
+fn queue_time(all: &Message<'_>) -> Result<Option<QueueTime>, NetlinkError> {
+    let (Some(count), Some(sum_ns)) = (all.find(attr::QUEUE_WAITS), all.find(attr::QUEUE_NS))
+    else {
+        return Ok(None);
+    };
+    Ok(Some(QueueTime {
+        count: count.u64()?,
+        sum_ns: sum_ns.u64()?,
     }))
 }
 

@@ -6,7 +6,7 @@ use std::os::fd::OwnedFd;
 use proptest::prelude::*;
 
 use super::*;
-use crate::kernel::NewLink;
+use crate::kernel::{NewLink, QueueTime};
 use crate::units::Id;
 
 /// A node as the kernel answers NODE_GET, with an attribute of a newer module among them.
@@ -67,6 +67,10 @@ pub fn encode_node(observed: &ObservedNode) -> Vec<u8> {
         }
         if let Some(merged) = observed.merged {
             w.put_u64(attr::MERGED, merged)?;
+        }
+        if let Some(queue) = observed.queue_time {
+            w.put_u64(attr::QUEUE_WAITS, queue.count)?;
+            w.put_u64(attr::QUEUE_NS, queue.sum_ns)?;
         }
         for old in &observed.unfenced {
             w.put_nest(attr::UNFENCED, encode_old_link(old)?)?;
@@ -257,6 +261,7 @@ prop_compose! {
         guards: [u32; 2],
         latency in proptest::option::of([any_latency(), any_latency()]),
         merged: Option<u64>,
+        queue_time: Option<[u64; 2]>,
         unfenced in proptest::collection::vec(any_old_link(), 0..65),
     ) -> ObservedNode {
         use NodeState::*;
@@ -284,6 +289,7 @@ prop_compose! {
             barred: guards[1],
             latency: latency.map(|[read, write]| Latencies { read, write }),
             merged,
+            queue_time: queue_time.map(|[count, sum_ns]| QueueTime { count, sum_ns }),
             unfenced,
         }
     }
@@ -478,6 +484,7 @@ fn without_latency() -> Vec<u8> {
     encode_node(&ObservedNode {
         latency: None,
         merged: None,
+        queue_time: None,
         ..crate::cli::status_tests::node()
     })
 }
@@ -499,7 +506,10 @@ fn with_counts(bytes: usize, sum: bool) -> Result<ObservedNode, NetlinkError> {
 #[test]
 fn an_older_module_tells_no_latency_and_a_wrong_one_is_named() {
     let old = observed_node(&without_latency()).unwrap();
-    assert_eq!((old.latency, old.merged), (None, None));
+    assert_eq!(
+        (old.latency, old.merged, old.queue_time),
+        (None, None, None)
+    );
     let newer = with_counts(8 * 40, true).unwrap().latency.unwrap();
     assert_eq!((newer.read.buckets.len(), newer.write.sum_ns), (40, 7));
     for (bytes, sum, says) in [

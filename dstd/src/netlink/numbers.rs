@@ -123,6 +123,8 @@ numbers! {
         READ_LATENCY = 35,
         WRITE_LATENCY = 36,
         MERGED = 37,
+        QUEUE_WAITS = 38,
+        QUEUE_NS = 39,
     }
 }
 

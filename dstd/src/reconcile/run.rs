@@ -55,7 +55,7 @@ pub struct Daemon<K, C> {
     probes: Probes,
     /// When each node was asked last.
     asked: BTreeMap<NodeName, Instant>,
-    /// Nodes whose task has said something, good or bad.
+    /// Nodes that were connected once, or couldn't be reached. One that only told its size isn't among them.
     tried: BTreeSet<NodeName>,
     /// Nodes to be asked again because the topology was re-read: their exports may have grown.
     refresh: BTreeSet<NodeName>,
@@ -70,8 +70,8 @@ pub struct Pass {
     /// Steps carried out here; those of links are the workers'.
     pub steps: usize,
     pub failures: usize,
-    /// Nodes that lack links or facts.
-    pub wanting: BTreeSet<NodeName>,
+    /// Nodes that lack links or facts, and which.
+    pub wanting: BTreeMap<NodeName, Want>,
     pub refusals: usize,
 }
 
@@ -222,7 +222,7 @@ impl<K: Kernel + 'static, C: Connector> Daemon<K, C> {
             steps,
             failures,
             refusals,
-            wanting: wants.into_keys().collect(),
+            wanting: wants,
         }
     }
 
@@ -315,17 +315,22 @@ impl<K: Kernel + 'static, C: Connector> Daemon<K, C> {
         {
             return false;
         }
+        self.refresh.remove(&node);
         match answer {
             // What the kernel was told just now is newer than any probe.
-            Answer::Connected => drop(self.probes.remove(&node)),
+            Answer::Connected => {
+                self.probes.remove(&node);
+                self.tried.insert(node);
+            }
             Answer::Facts(facts) => {
                 self.asked.insert(node.clone(), Instant::now());
-                self.probes.insert(node.clone(), Ok(*facts));
+                self.probes.insert(node, Ok(*facts));
             }
-            Answer::Failed(why) => drop(self.probes.insert(node.clone(), Err(why))),
+            Answer::Failed(why) => {
+                self.probes.insert(node.clone(), Err(why));
+                self.tried.insert(node);
+            }
         }
-        self.refresh.remove(&node);
-        self.tried.insert(node);
         true
     }
 
@@ -357,9 +362,14 @@ impl<K: Kernel + 'static, C: Connector> Daemon<K, C> {
         }
     }
 
-    /// Whether all that can be is as the topology says: what is left waits for nodes that were tried.
+    /// Whether all that can be is as the topology says: what is left waits for nodes that were tried. One that told its size
+    /// has still to be connected.
     pub fn settled(&self, pass: &Pass) -> bool {
-        pass.steps == 0 && pass.wanting.is_subset(&self.tried)
+        let heard = |(node, want): (&NodeName, &Want)| {
+            let told = *want == Want::Facts && self.asked.contains_key(node);
+            told || self.tried.contains(node)
+        };
+        pass.steps == 0 && pass.wanting.iter().all(heard)
     }
 
     fn say(&mut self, plan: &Plan) {
@@ -383,7 +393,7 @@ impl<K: Kernel + 'static, C: Connector> Daemon<K, C> {
             self.topology.nodes.len()
         );
         if !pass.wanting.is_empty() {
-            let names: Vec<_> = pass.wanting.iter().take(5).map(NodeName::as_str).collect();
+            let names: Vec<_> = pass.wanting.keys().take(5).map(NodeName::as_str).collect();
             text += &format!(
                 "; {} not fully connected: {}",
                 pass.wanting.len(),

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::run::Daemon;
+use super::run::{Daemon, Pass};
 use super::worker::{Answer, Report};
 use super::*;
 use crate::kernel::sim::{SimKernel, SimNodes, export};
@@ -315,6 +315,45 @@ async fn the_daemon_brings_back_what_is_lost() {
         3,
         "only the lost link was made anew"
     );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_node_that_only_told_its_size_keeps_the_daemon_from_being_ready() {
+    let world = World::new();
+    let (mut daemon, mut inbox) =
+        Daemon::new(world.kernel.clone(), world.nodes.clone(), topology(TWO));
+    let unasked = daemon.pass().await.unwrap();
+    assert!(!daemon.settled(&unasked));
+    for _ in 0..2 {
+        daemon.hear(inbox.recv().await.unwrap());
+    }
+    assert!(daemon.settled(&unasked), "sizes were all it wanted");
+    let made = daemon.pass().await.unwrap();
+    // The same look again, with nothing left but links.
+    let unlinked = Pass { steps: 0, ..made };
+    assert_eq!(unlinked.wanting.len(), 2);
+    assert!(!daemon.settled(&unlinked), "no link was tried");
+    for _ in 0..2 {
+        assert!(!daemon.settled(&unlinked));
+        daemon.hear(inbox.recv().await.unwrap());
+    }
+    assert!(daemon.settled(&unlinked));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_node_that_is_away_does_not_keep_the_daemon_from_being_ready() {
+    let world = World::new();
+    world.nodes.exports().remove("nbd://b/");
+    let (mut daemon, mut inbox) =
+        Daemon::new(world.kernel.clone(), world.nodes.clone(), topology(TWO));
+    let pass = daemon.pass().await.unwrap();
+    for _ in 0..2 {
+        assert!(!daemon.settled(&pass));
+        daemon.hear(inbox.recv().await.unwrap());
+    }
+    let pass = daemon.pass().await.unwrap();
+    assert!(daemon.settled(&pass));
+    assert!(world.table().is_empty(), "the size of b isn't known");
 }
 
 #[tokio::test(start_paused = true)]

@@ -322,7 +322,7 @@ test_status_json() {
     assert_eq "$(jq -r '.nodes[] | "\(.name) \(.state) \(.live)/\(.wanted) \(.errors) \(.need_size) \(.negotiated.size) \(.links | length)"' "$T/status" | sort | xargs)" \
         "alpha live 4/4 0 8388608 8388608 4 beta live 1/1 0 4194304 4194304 1" "the nodes"
     assert_eq "$(jq -r '.nodes[0] | keys_unsorted | join(" ")' "$T/status")" \
-        "name state reason negotiated zero_copy wanted live in_flight queued errors reconnects generation need_size need_block need_write writes links policy quiesce_ms eof_fences unknown_restart timeout_ms ambiguous barred latency merged unfenced" "a node's fields"
+        "name state reason negotiated zero_copy wanted live in_flight queued errors reconnects generation need_size need_block need_write writes links policy quiesce_ms eof_fences unknown_restart timeout_ms ambiguous barred latency merged queue_time unfenced" "a node's fields"
     assert_eq "$(jq -r '.nodes[0].links[0] | keys_unsorted | join(" ")' "$T/status")" "slot generation state in_flight sent received" "a link's fields"
     kill_node beta
     wait_until 10 "the loss in the status" status_tells_loss

@@ -351,3 +351,45 @@ test_latency() {
     assert_match "$OUT" "alpha +$reads +(up to (131|262|524)\.[0-9]ms|up to [0-9.]+s|over 16\.8s) " "the status"
     assert_match "$OUT" " $writes +(up to|over) "
 }
+
+# waited JQ: of alpha's queue time.
+waited() { node_json alpha | jq ".queue_time | $1"; }
+
+# micros: a clock's, in microseconds.
+micros() { echo "${EPOCHREALTIME//[.,]/}"; }
+
+# Requests that wait for a link are counted, and the time that they wait, while they do: between two looks, four of them wait four
+# times as long as it took. With a link, both stand still.
+test_queue_time() {
+    local waits sum before after from to n
+    make_live_node
+    defer "udevadm control --start-exec-queue"
+    assert_ok udevadm control --stop-exec-queue
+    wait_until 10 "an idle node" node_says alpha '[.in_flight, .queued] | add' 0
+    waits=$(waited .count) sum=$(waited .sum_ns)
+    assert_ok dd if=/dev/mapper/dev of=/dev/null bs=4k count=3 iflag=direct status=none
+    assert_eq "$(waited '[.count, .sum_ns]' | jq -c .)" "[$waits,$sum]" "what waited while links were live"
+
+    assert_ok dst-nlpoke drop node=alpha
+    for n in 0 1 2 3; do
+        dd if=/dev/mapper/dev of="$T/$n" bs=4k count=1 skip=$((n * 8)) iflag=direct status=none &
+    done
+    wait_until 10 "four reads that wait" node_says alpha .queued 4
+    assert_eq "$(waited .count)" $((waits + 4)) "waits"
+    before=$(micros) sum=$(waited .sum_ns) from=$(micros)
+    sleep 0.2 # what is measured
+    to=$(micros) after=$(waited .sum_ns)
+    assert_ok test $((after - sum)) -ge $((4 * (to - from) * 1000))
+    assert_ok test $((after - sum)) -le $((4 * ($(micros) - before) * 1000))
+    assert_eq "$(waited .count)" $((waits + 4)) "waits that go on"
+
+    set_links 3 4
+    for n in 0 1 2 3; do
+        wait_until 20 "read $n" cmp -s -n 4096 -i "0:$((n * 32768))" "$T/$n" "$(node_image alpha)"
+    done
+    wait_until 10 "an idle node" node_says alpha '[.in_flight, .queued] | add' 0
+    sum=$(waited .sum_ns)
+    assert_ok test "$sum" -ge "$after"
+    assert_ok dd if=/dev/mapper/dev of=/dev/null bs=4k count=3 iflag=direct status=none
+    assert_eq "$(waited '[.count, .sum_ns]' | jq -c .)" "[$((waits + 4)),$sum]" "what waited after that"
+}

@@ -110,6 +110,8 @@ enum dmdst_attr {
 	DMDST_A_READ_LATENCY,	/* nest: enum dmdst_latency_attr, of READs */
 	DMDST_A_WRITE_LATENCY,	/* nest: enum dmdst_latency_attr, of WRITEs */
 	DMDST_A_MERGED,		/* u64: requests sent in another's wire request */
+	DMDST_A_QUEUE_WAITS,	/* u64: waits for a link, a fence or pages, so far */
+	DMDST_A_QUEUE_NS,	/* u64: how long those took, that go on included */
 
 	__DMDST_A_MAX,
 	DMDST_A_MAX = __DMDST_A_MAX - 1,

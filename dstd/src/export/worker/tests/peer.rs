@@ -161,6 +161,7 @@ impl Server {
             mode: terms.mode,
             next: 1,
             reads: HashMap::new(),
+            unfinished: HashMap::new(),
         }
     }
 
@@ -182,7 +183,12 @@ pub struct Peer {
     next: u64,
     /// Cookies of READs and their lengths: simple replies don't tell.
     reads: HashMap<u64, usize>,
+    /// Replies in chunks whose last hasn't come, by their cookies.
+    unfinished: HashMap<u64, Parts>,
 }
+
+/// Of a reply in chunks: what is known of it, and its data by offset.
+type Parts = (Reply, Vec<(u64, Vec<u8>)>);
 
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Reply {
@@ -292,9 +298,7 @@ impl Peer {
 
     /// One whole reply; `None`: the stream has ended.
     pub fn try_reply(&mut self) -> Option<Reply> {
-        let mut reply = Reply::default();
-        let mut offsets = Vec::new();
-        loop {
+        let done = loop {
             let magic = u32::from_be_bytes(self.bytes::<4>()?);
             match (magic, self.mode) {
                 (reply::SIMPLE_MAGIC, ReplyMode::Simple | ReplyMode::Structured) => {
@@ -303,21 +307,21 @@ impl Peer {
                 (reply::STRUCTURED_MAGIC, ReplyMode::Structured) => {
                     let head = self.vec(16);
                     let len = u32_at(&head, 12) as usize;
-                    if self.chunk(&mut reply, &mut offsets, &head, len) {
-                        break;
+                    if let Some(done) = self.chunk(&head, len) {
+                        break done;
                     }
                 }
                 (reply::EXTENDED_MAGIC, ReplyMode::Extended) => {
                     let head = self.vec(28);
                     let len = u64_at(&head, 20) as usize;
-                    if self.chunk(&mut reply, &mut offsets, &head, len) {
-                        break;
+                    if let Some(done) = self.chunk(&head, len) {
+                        break done;
                     }
                 }
                 (magic, mode) => panic!("magic {magic:#x} in mode {mode:?}"),
             }
-        }
-        Some(assemble(reply, offsets, &mut self.reads))
+        };
+        Some(assemble(done.0, done.1, &mut self.reads))
     }
 
     fn simple(&mut self) -> Reply {
@@ -346,21 +350,13 @@ impl Peer {
         }
     }
 
-    /// True: the last chunk of its reply.
-    fn chunk(
-        &mut self,
-        reply: &mut Reply,
-        offsets: &mut Vec<(u64, Vec<u8>)>,
-        head: &[u8],
-        len: usize,
-    ) -> bool {
+    /// Chunks of several replies may come in turn, as each is read (proto.md, "Structured reply chunk message"). One whose last it
+    /// was is given out.
+    fn chunk(&mut self, head: &[u8], len: usize) -> Option<Parts> {
         let (flags, kind, cookie) = (u16_at(head, 0), u16_at(head, 2), u64_at(head, 4));
-        assert!(
-            reply.cookie == 0 || reply.cookie == cookie,
-            "chunks are mixed"
-        );
-        reply.cookie = cookie;
         let body = self.vec(len);
+        let (reply, offsets) = self.unfinished.entry(cookie).or_default();
+        reply.cookie = cookie;
         match kind {
             reply::TYPE_NONE => assert_eq!(len, 0),
             reply::TYPE_OFFSET_DATA => {
@@ -385,7 +381,8 @@ impl Peer {
             }
             kind => panic!("chunk type {kind}"),
         }
-        flags & reply::FLAG_DONE != 0
+        let done = flags & reply::FLAG_DONE != 0;
+        done.then(|| self.unfinished.remove(&cookie)).flatten()
     }
 
     pub fn disconnect(&mut self) {
